@@ -1,0 +1,59 @@
+# StreamServe. `make` or `make help` lists what there is; every target builds what it needs first.
+
+PYTHON ?=
+BIN := .venv/bin
+ARGS ?=
+TIERS := $(wildcard tests/unit tests/contract tests/e2e)
+ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo up test test-unit test-e2e test-vllm-0.26 check generate bench bench-simulator \
+	env-vllm-0.26 requirements clean
+.SILENT:
+
+help: ## This list
+	printf 'usage: make TARGET [ARGS="…"]\n\n'
+	awk -F ':.*## ' '/^[a-zA-Z0-9_.-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
+
+env: ## Build .venv: Python, vLLM for CPU, this project (about 6 GB; nothing to do the second time)
+	PYTHON="$(PYTHON)" hack/env.sh
+
+demo: env ## Real engines on this machine: 2 lanes, 24 prompts, speculation depth changed while tokens stream
+	$(BIN)/python hack/demo.py $(ARGS)
+
+up: env ## Start everything locally and stay up until Ctrl-C (ARGS="--engine Simulator" needs no vLLM)
+	$(BIN)/streamserve up -f examples/local/streampair.yaml $(ARGS)
+
+test: env ## Every test: unit, contract, then end to end with real engines
+	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest $(TIERS) $(ARGS)
+
+test-unit: env ## The fast tests only: under a minute, no engine
+	$(BIN)/python -m pytest tests/unit --timeout=60 $(ARGS)
+
+test-e2e: env ## The end-to-end tests only: real engines, minutes
+	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest tests/e2e $(ARGS)
+
+test-vllm-0.26: env-vllm-0.26 ## The worker's tests on vLLM 0.26.0, the version for torch 2.11 and CUDA 13
+	$(ENGINE_ENVIRONMENT) .venv-vllm-0.26/bin/python -m pytest tests/e2e/worker $(ARGS)
+
+env-vllm-0.26: ## Build .venv-vllm-0.26, only for the target above
+	PYTHON="$(PYTHON)" hack/env.sh --venv .venv-vllm-0.26 --requirements requirements/worker-cpu-0.26.txt
+
+check: env ## Format, lint, types, layers, protos, generated files, links and the house rules
+	$(BIN)/python hack/check.py $(ARGS)
+
+generate: env ## Write what is derived: Python from the protos, docs/settings.md from the models
+	$(BIN)/python hack/generate.py
+
+bench: env ## The benchmark of bench/README.md: one lane against vLLM's own prefill/decode (long)
+	$(ENGINE_ENVIRONMENT) $(BIN)/python bench/run.py $(ARGS)
+
+bench-simulator: env ## The simulator against the engine it was recorded from
+	$(ENGINE_ENVIRONMENT) $(BIN)/python bench/simulator.py $(ARGS)
+
+requirements: env ## Compile requirements/*.txt anew from pyproject.toml and requirements/*.in
+	hack/compile_requirements.sh $(ARGS)
+
+clean: ## Remove caches and built files; the environments stay (remove .venv by hand)
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find proto operator router worker cli hack bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
