@@ -65,9 +65,8 @@ def build(venv: Path, requirements: Path) -> None:
             say(f"creating {venv.name} with Python {platform.python_version()}")
             run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], "creating the environment")
         packages = digest(requirements.read_bytes(), venv_python_version(venv).encode())
-        say(
-            f"installing {count_packages(requirements.read_text())} packages (about 6 GB) from {requirements.name}"
-        )
+        count = count_packages(requirements.read_text())
+        say(f"installing {count} packages (about 6 GB) from {requirements.name}")
         install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(requirements)]
         run([uv, *install, "--python", str(venv / "bin" / "python")], "installing packages")
     else:
@@ -83,8 +82,8 @@ def refuse_platform(system: str, machine: str, python: tuple[int, int]) -> None:
     """Raises Refused unless this is Linux on x86-64 with Python 3.11 or 3.12."""
     if (system, machine) not in {("Linux", "x86_64"), ("Linux", "AMD64")}:
         raise Refused(
-            f"the CPU build of vLLM is made for Linux on x86-64; this is {system} on {machine}. Without vLLM: "
-            "`pip install -e '.[router,dev]'` and `streamserve up --engine Simulator`."
+            f"the CPU build of vLLM is made for Linux on x86-64; this is {system} on {machine}. "
+            "Without vLLM: `pip install -e '.[router,dev]'` and `streamserve up --engine Simulator`."
         )
     if not (3, 11) <= python <= (3, 12):
         found = ".".join(map(str, python))
@@ -103,7 +102,7 @@ def refuse_disk(free_bytes: int) -> None:
 
 
 def venv_python_version(venv: Path) -> str:
-    """The version that `venv` runs, or this interpreter's where there is none yet. Raises Refused on another."""
+    """The version that `venv` runs, or this interpreter's where there is none yet."""
     config = venv / "pyvenv.cfg"
     if not config.exists():
         return f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -162,20 +161,19 @@ def find_uv() -> str:
     run([*pip_command(), *install, "--upgrade", "--target", str(home)], "fetching uv")
     if not program.exists():
         raise Refused(
-            f"uv was installed to {home.relative_to(ROOT)} but its program is not there. Remove it, try again."
+            f"uv was installed to {home.relative_to(ROOT)} without its program. Remove it, try again."
         )
     return str(program)
 
 
 def pip_command() -> list[str]:
     """This Python's pip, or that of a throw-away environment where it has none of its own."""
-    if (
-        subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, timeout=60).returncode
-        == 0
-    ):
-        return [sys.executable, "-m", "pip"]
+    own = [sys.executable, "-m", "pip"]
+    if subprocess.run([*own, "--version"], check=False, capture_output=True, timeout=60).returncode == 0:
+        return own
     helper = ROOT / ".cache" / "bootstrap"
-    made = subprocess.run([sys.executable, "-m", "venv", str(helper)], capture_output=True, timeout=120)
+    command = [sys.executable, "-m", "venv", str(helper)]
+    made = subprocess.run(command, check=False, capture_output=True, timeout=120)
     if made.returncode != 0:
         shutil.rmtree(helper, ignore_errors=True)
         raise Refused("this Python has neither pip nor venv. Debian and Ubuntu: apt-get install python3-venv")
@@ -183,8 +181,8 @@ def pip_command() -> list[str]:
 
 
 def run(command: Sequence[str], what: str) -> None:
-    """Run one step with a sign of life every few seconds. Raises Refused, with its last words, when it fails."""
-    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    """Run one step with a sign of life every few seconds. Raises Refused when it fails."""
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "PIP_ROOT_USER_ACTION": "ignore"}
     environment.pop("VIRTUAL_ENV", None)
     started, free_before = time.monotonic(), shutil.disk_usage(ROOT).free
     with subprocess.Popen(
@@ -208,8 +206,8 @@ def run(command: Sequence[str], what: str) -> None:
                 raise Refused(f"interrupted while {what}; run make env again to go on.") from None
     if code != 0:
         raise Refused(
-            f"{what} failed (exit status {code}); the lines above say why. If a package index could not be reached, "
-            "check the network or proxy settings and run make env again: it goes on where it stopped."
+            f"{what} failed (exit status {code}); the lines above say why. If a package index could "
+            "not be reached, check the network or proxy settings and run make env again: it goes on from there."
         )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from streamserve.v1 import common_pb2 as streamserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estreamserve/v1/inference.proto\x12\x0estreamserve.v1\x1a\x1bstreamserve/v1/common.proto\"\x9e\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06prompt\x18\x02 \x01(\x0b\x32\x16.streamserve.v1.Prompt\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.streamserve.v1.SamplingParams\x12\x10\n\x08workload\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\"\x91\x02\n\x10GenerateResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12/\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1d.streamserve.v1.TokenLogprobs\x12\x33\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1c.streamserve.v1.FinishReason\x12$\n\x05usage\x18\x07 \x01(\x0b\x32\x15.streamserve.v1.Usage\x12$\n\x05route\x18\x08 \x01(\x0b\x32\x15.streamserve.v1.Route\"Z\n\x05Route\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\x15\n\rdecode_worker\x18\x03 \x01(\t\x12\x14\n\x0cprefill_mode\x18\x04 \x01(\t2c\n\x10InferenceService\x12O\n\x08Generate\x12\x1f.streamserve.v1.GenerateRequest\x1a .streamserve.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estreamserve/v1/inference.proto\x12\x0estreamserve.v1\x1a\x1bstreamserve/v1/common.proto\"\x9e\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06prompt\x18\x02 \x01(\x0b\x32\x16.streamserve.v1.Prompt\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.streamserve.v1.SamplingParams\x12\x10\n\x08workload\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\"\x97\x02\n\x10GenerateResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12/\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1d.streamserve.v1.TokenLogprobs\x12\x33\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1c.streamserve.v1.FinishReason\x12$\n\x05usage\x18\x07 \x01(\x0b\x32\x15.streamserve.v1.Usage\x12$\n\x05route\x18\x08 \x01(\x0b\x32\x15.streamserve.v1.RouteJ\x04\x08\t\x10\n\"Z\n\x05Route\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\x15\n\rdecode_worker\x18\x03 \x01(\t\x12\x14\n\x0cprefill_mode\x18\x04 \x01(\t2c\n\x10InferenceService\x12O\n\x08Generate\x12\x1f.streamserve.v1.GenerateRequest\x1a .streamserve.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=80
   _globals['_GENERATEREQUEST']._serialized_end=238
   _globals['_GENERATERESPONSE']._serialized_start=241
-  _globals['_GENERATERESPONSE']._serialized_end=514
-  _globals['_ROUTE']._serialized_start=516
-  _globals['_ROUTE']._serialized_end=606
-  _globals['_INFERENCESERVICE']._serialized_start=608
-  _globals['_INFERENCESERVICE']._serialized_end=707
+  _globals['_GENERATERESPONSE']._serialized_end=520
+  _globals['_ROUTE']._serialized_start=522
+  _globals['_ROUTE']._serialized_end=612
+  _globals['_INFERENCESERVICE']._serialized_start=614
+  _globals['_INFERENCESERVICE']._serialized_end=713
 # @@protoc_insertion_point(module_scope)
