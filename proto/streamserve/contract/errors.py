@@ -141,12 +141,12 @@ ALL_ERRORS: tuple[type[StreamServeError], ...] = (
 )
 
 
-def from_wire(code: str, reason: str, message: str, *, retry_after_seconds: float | None = None) -> StreamServeError:
-    """The error that another component sent. The default reason names the type; a stranger keeps its code."""
-    for kind in ALL_ERRORS:
-        if kind.default_reason == reason and kind.code == code:
-            return kind(message, retry_after_seconds=retry_after_seconds)
-    for kind in ALL_ERRORS:
-        if kind.code == code:
-            return kind(message, reason=reason or None, retry_after_seconds=retry_after_seconds)
-    return InternalError(message, reason=reason or None)
+_BY_NAME = {kind.__name__: kind for kind in ALL_ERRORS}
+
+
+def from_wire(
+    code: str, reason: str, message: str, *, kind: str = "", retry_after_seconds: float | None = None
+) -> StreamServeError:
+    """The error that a peer sent: of the type that it named, else the first type of its code, else InternalError."""
+    known = _BY_NAME.get(kind) or next((error for error in ALL_ERRORS if error.code == code), InternalError)
+    return known(message, reason=reason or None, retry_after_seconds=retry_after_seconds)

@@ -24,7 +24,8 @@ def unpack(data: bytes) -> Sequence[int]:
     """The ids in `data`. Raises InvalidRequest when its length is no multiple of 4 bytes."""
     if len(data) % 4:
         raise InvalidRequest(
-            f"ids_le32 has {len(data)} bytes; send 4 little-endian bytes for each token", field="prompt.token_ids"
+            f"ids_le32 has {len(data)} bytes; send 4 little-endian bytes for each token",
+            field="prompt.token_ids",
         )
     ids = array("I")
     ids.frombytes(data)

@@ -1,0 +1,1 @@
+"""What every process needs once: servers, channels, status details, logs, metrics, backoff, task ownership."""

@@ -1,0 +1,122 @@
+"""The contract's errors on the wire, and back.
+
+gRPC: the status code of the error's type, with google.rpc details: ErrorInfo always (reason, domain, metadata),
+RetryInfo when a retry helps, BadRequest when one field is at fault. HTTP: the nearest status.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from streamserve.contract.errors import DOMAIN, InvalidRequest, StreamServeError, WorkerLost, from_wire
+
+_HTTP: Final = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "FAILED_PRECONDITION": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID_METADATA: Final = "x-request-id"
+
+
+def to_status(error: StreamServeError) -> status_pb2.Status:
+    """google.rpc.Status with its details packed."""
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=DOMAIN, metadata={"kind": type(error).__name__, **error.metadata}
+        ),
+    ]
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(max(0.0, error.retry_after_seconds) * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def abort(context: Any, error: StreamServeError) -> NoReturn:
+    """End the call with the error's status and details."""
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> StreamServeError:
+    """The contract's error that a peer sent; a transport failure without details is a lost worker."""
+    code, message = error.code().name, error.details() or error.code().name
+    rich = _rich(error)
+    if rich is None:
+        if code in ("UNAVAILABLE", "UNKNOWN", "ABORTED", "INTERNAL"):
+            return WorkerLost(f"the connection failed: {message}")
+        return from_wire(code, "", message)
+    kind, reason, retry, field = "", "", None, None
+    for packed in rich.details:
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            packed.Unpack(info)
+            kind, reason = info.metadata.get("kind", ""), info.reason
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            info_retry = error_details_pb2.RetryInfo()
+            packed.Unpack(info_retry)
+            retry = info_retry.retry_delay.ToNanoseconds() / 1e9
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            packed.Unpack(bad)
+            field = bad.field_violations[0].field if bad.field_violations else None
+    result = from_wire(code, reason, message, kind=kind, retry_after_seconds=retry)
+    if isinstance(result, InvalidRequest):
+        result.field = field
+    return result
+
+
+def _rich(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status = status_pb2.Status()
+            status.ParseFromString(value if isinstance(value, bytes) else value.encode())
+            return status
+    return None
+
+
+def http_status(error: StreamServeError) -> int:
+    return _HTTP.get(error.code, 500)
+
+
+def request_id_of(context: Any) -> str:
+    """The caller's x-request-id, or a new one. Raises InvalidRequest for one that is not 1-128 printable ASCII."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_METADATA:
+            return checked_request_id(value if isinstance(value, str) else value.decode(errors="replace"))
+    return uuid.uuid4().hex
+
+
+def checked_request_id(value: str) -> str:
+    if not _REQUEST_ID.fullmatch(value):
+        raise InvalidRequest("x-request-id must be 1 to 128 printable ASCII characters without spaces")
+    return value
+
+
+def remaining_seconds(context: Any) -> float | None:
+    """Time left until the caller's deadline; None without one."""
+    left = context.time_remaining()
+    return None if left is None or left > 10 * 365 * 86_400 else float(left)

@@ -1,0 +1,83 @@
+"""TLS from files that may be replaced while the process runs.
+
+A renewed certificate is picked up by new connections; running streams keep theirs. Files are re-read when their
+modification time changes, checked at each handshake (server) or each new channel (client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from streamserve.runtime.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the authority that signs peers, our certificate and its key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """(ca, certificate, key). Raises SetupError naming the file that cannot be read."""
+        contents = []
+        for path in (self.ca, self.certificate, self.key):
+            try:
+                contents.append(path.read_bytes())
+            except OSError as error:
+                raise SetupError(f"cannot read TLS file {path}: {error.strerror}") from None
+        return contents[0], contents[1], contents[2]
+
+    def stamp(self) -> tuple[int, ...]:
+        return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key))
+
+
+def from_arguments(ca: Path | None, certificate: Path | None, key: Path | None) -> TlsFiles | None:
+    """All three or none. Raises SetupError when only some are given."""
+    if ca is None and certificate is None and key is None:
+        return None
+    if ca is None or certificate is None or key is None:
+        raise SetupError("TLS takes three files: give --tls-ca, --tls-certificate and --tls-key together")
+    return TlsFiles(ca, certificate, key)
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Mutual TLS that reloads its files when they change."""
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(files),
+        _fetcher(files),  # type: ignore[arg-type]  # the stub forgets that None keeps the current one
+        require_client_authentication=True,
+    )
+
+
+def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    ca, certificate, key = files.read()
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    ca, certificate, key = files.read()
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+
+
+def _fetcher(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
+    seen = files.stamp()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        try:
+            now = files.stamp()
+            if now == seen:
+                return None
+            fresh = _configuration(files)
+        except (OSError, SetupError):
+            return None  # half-written files: keep what works, look again at the next handshake
+        seen = now
+        return fresh
+
+    return fetch
