@@ -87,9 +87,7 @@ def refuse_platform(system: str, machine: str, python: tuple[int, int]) -> None:
         )
     if not (3, 11) <= python <= (3, 12):
         found = ".".join(map(str, python))
-        raise Refused(
-            f"Python 3.11 or 3.12 is needed; this is {found}. Name one: make env PYTHON=/path/to/python3.11"
-        )
+        raise Refused(f"Python 3.11 or 3.12 is needed; this is {found}. Name one: make env PYTHON=/path/to/python3.11")
 
 
 def refuse_disk(free_bytes: int) -> None:
@@ -109,9 +107,7 @@ def venv_python_version(venv: Path) -> str:
     found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+)", config.read_text(), re.MULTILINE)
     if found is None or found[1] not in {"3.11", "3.12"}:
         version = found[1] if found else "unknown"
-        raise Refused(
-            f"{venv.name} has Python {version}; 3.11 or 3.12 is needed. Remove {venv.name} and run again."
-        )
+        raise Refused(f"{venv.name} has Python {version}; 3.11 or 3.12 is needed. Remove {venv.name} and run again.")
     return found[1]
 
 
@@ -160,9 +156,7 @@ def find_uv() -> str:
     ]
     run([*pip_command(), *install, "--upgrade", "--target", str(home)], "fetching uv")
     if not program.exists():
-        raise Refused(
-            f"uv was installed to {home.relative_to(ROOT)} without its program. Remove it, try again."
-        )
+        raise Refused(f"uv was installed to {home.relative_to(ROOT)} without its program. Remove it, try again.")
     return str(program)
 
 
@@ -185,9 +179,7 @@ def run(command: Sequence[str], what: str) -> None:
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "PIP_ROOT_USER_ACTION": "ignore"}
     environment.pop("VIRTUAL_ENV", None)
     started, free_before = time.monotonic(), shutil.disk_usage(ROOT).free
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=sys.stderr, stderr=sys.stderr
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr, stderr=sys.stderr) as process:
         while True:
             try:
                 code = process.wait(HEARTBEAT_SECONDS)
