@@ -1,0 +1,1 @@
+"""FlowGuard: which prefill and decode worker serve a request, and why."""

@@ -1,0 +1,156 @@
+"""What a decision is: the pair that serves, every candidate with its cost, and who was refused and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from streamserve.contract.errors import NoWorker
+
+
+class PrefillMode(StrEnum):
+    """The values of `Route.prefill_mode` on the wire."""
+
+    REMOTE = "remote"
+    LOCAL = "local"
+    PREFILL_ONLY = "prefill-only"
+
+
+class Step(StrEnum):
+    """How far down the failure ladder the decision had to go."""
+
+    SAME_LANE = "SameLane"
+    CROSS_LANE = "CrossLane"
+    LOCAL_PREFILL = "LocalPrefill"
+
+
+class Reason(StrEnum):
+    """Why a lane or a worker takes no part in a decision."""
+
+    LANE_NOT_READY = "LaneNotReady"
+    NOT_PROVEN = "NotProven"
+    NO_SIGNALS = "NoSignals"
+    OTHER_PAIR = "OtherPair"
+    DRAINING = "Draining"
+    ENGINE_DEAD = "EngineDead"
+    SUSPECT = "Suspect"
+    CIRCUIT_OPEN = "CircuitOpen"
+    EXCLUDED = "Excluded"
+    AT_CAPACITY = "AtCapacity"
+    KV_FULL = "KvFull"
+    TOO_LONG = "TooLong"
+
+
+# Load that passes by itself: waiting helps, and no other worker is needed.
+LOAD_REASONS = frozenset({Reason.AT_CAPACITY, Reason.KV_FULL})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One worker (or a whole lane, worker "") that a filter took out."""
+
+    lane: str
+    worker: str
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.worker or self.lane}: {self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillEstimate:
+    """Time until the prompt is computed on this worker, and what that stands on. Seconds and tokens."""
+
+    seconds: float
+    queued_tokens: int
+    booked_tokens: int
+    uncached_tokens: int
+    tokens_per_second: float
+    signal_age_seconds: float
+    trust: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeEstimate:
+    """Admission wait, time per output token and memory pressure on this worker, and what they stand on."""
+
+    wait_seconds: float
+    tpot_seconds: float
+    pressure_seconds: float
+    batch: int
+    emitted_tokens_per_step: float
+    expected_output_tokens: float
+    kv_used_fraction: float
+    signal_age_seconds: float
+    trust: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to serve, with its cost in seconds; the weighted terms add up to it."""
+
+    lane: str
+    prefill_worker: str | None
+    decode_worker: str | None
+    mode: PrefillMode
+    step: Step
+    cost_seconds: float
+    ttft_seconds: float
+    transfer_seconds: float
+    decode_step_seconds: float
+    slo_seconds: float
+    best_tpot_seconds: float
+    prefill: PrefillEstimate | None
+    decode: DecodeEstimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Which workers serve. `lane` is the decode worker's (the prefill worker's when it answers alone)."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    refused: tuple[Refusal, ...]
+    policy: str
+
+    @property
+    def lane(self) -> str:
+        return self.chosen.lane
+
+    @property
+    def prefill_worker(self) -> str | None:
+        return self.chosen.prefill_worker
+
+    @property
+    def decode_worker(self) -> str | None:
+        return self.chosen.decode_worker
+
+    @property
+    def mode(self) -> PrefillMode:
+        return self.chosen.mode
+
+    @property
+    def step(self) -> Step:
+        return self.chosen.step
+
+
+class NoLane(NoWorker):
+    """Every lane was filtered out; `refused` says which filter took which.
+
+    `too_long`: no wait helps, no worker of this fleet can hold the request (answer INVALID_ARGUMENT).
+    `busy`: at least one lane would take it but for load (queue it; at the deadline answer RESOURCE_EXHAUSTED).
+    """
+
+    def __init__(self, refused: tuple[Refusal, ...]) -> None:
+        shown = "; ".join(str(refusal) for refusal in refused[:8]) or "no lane is known"
+        super().__init__(f"no lane can take the request: {shown}", retry_after_seconds=1.0)
+        self.refused = refused
+
+    @property
+    def too_long(self) -> bool:
+        return bool(self.refused) and all(refusal.reason is Reason.TOO_LONG for refusal in self.refused)
+
+    @property
+    def busy(self) -> bool:
+        return any(refusal.reason in LOAD_REASONS for refusal in self.refused)

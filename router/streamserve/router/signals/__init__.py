@@ -1,0 +1,1 @@
+"""What the workers tell this router, from Redis, in band and asked directly."""

@@ -1,0 +1,132 @@
+"""One worker as the scheduler sees it: five calls, errors of the contract's tree, bytes where bytes are enough.
+
+A decode stream hands out raw chunks: the router forwards them behind an `attempt` field and looks inside only when it
+needs to (`DecodeChunk.message`). Whether a stream has stalled is the session's judgement; here only the transport and
+the call's own deadline can fail. Transport loss without details is WorkerLost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from streamserve.contract.errors import InternalError, WorkerLost
+from streamserve.runtime import grpc as runtime_grpc
+from streamserve.runtime.status import from_rpc_error
+from streamserve.runtime.tls import TlsFiles
+from streamserve.v1 import worker_pb2
+
+_SERVICE: Final = "/streamserve.v1.WorkerService"
+_Reply = TypeVar("_Reply", bound=Message)
+
+
+class DecodeChunk:
+    """One DecodeResponse: its bytes, and the message, parsed at most once and only when asked for."""
+
+    __slots__ = ("_message", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self._message: worker_pb2.DecodeResponse | None = None
+
+    @property
+    def message(self) -> worker_pb2.DecodeResponse:
+        """Raises InternalError when the worker sent no DecodeResponse."""
+        if self._message is None:
+            try:
+                self._message = worker_pb2.DecodeResponse.FromString(self.raw)
+            except DecodeError:
+                raise InternalError("the worker sent a chunk that cannot be read: check its version") from None
+        return self._message
+
+
+class DecodeStream:
+    """Chunks in order. `cancel` (or leaving the `async with`) ends the call on the worker too."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> DecodeChunk:
+        try:
+            raw = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        if raw is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return DecodeChunk(raw)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class WorkerClient:
+    """The connection to one start of one worker; a new boot gets a new client."""
+
+    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
+        self.address = address
+        self._channel = runtime_grpc.channel(address, tls)
+        self._prefill = self._unary("Prefill", worker_pb2.PrefillResponse)
+        self._abort = self._unary("Abort", worker_pb2.AbortResponse)
+        self._get_state = self._unary("GetState", worker_pb2.GetStateResponse)
+        self._drain = self._unary("Drain", worker_pb2.DrainResponse)
+        self._decode: Callable[..., Any] = self._channel.unary_stream(
+            f"{_SERVICE}/Decode",
+            request_serializer=worker_pb2.DecodeRequest.SerializeToString,
+            response_deserializer=None,
+        )
+
+    async def prefill(
+        self, request: worker_pb2.PrefillRequest, *, timeout_seconds: float
+    ) -> worker_pb2.PrefillResponse:
+        return await _answer(self._prefill(request, timeout=timeout_seconds))
+
+    def decode(self, request: worker_pb2.DecodeRequest, *, timeout_seconds: float) -> DecodeStream:
+        """Starts the call at once; errors come from the stream."""
+        return DecodeStream(self._decode(request, timeout=timeout_seconds))
+
+    async def abort(self, request_id: str, attempt: int = 0, *, timeout_seconds: float = 1.0) -> bool:
+        """End a request on the worker; attempt 0 ends every attempt. True when the worker knew it."""
+        request = worker_pb2.AbortRequest(request_id=request_id, attempt=attempt)
+        return (await _answer(self._abort(request, timeout=timeout_seconds))).found
+
+    async def get_state(self, *, timeout_seconds: float = 1.0) -> worker_pb2.GetStateResponse:
+        return await _answer(self._get_state(worker_pb2.GetStateRequest(), timeout=timeout_seconds))
+
+    async def drain(self, *, timeout_seconds: float) -> int:
+        """Refuse new work and finish what runs. Returns how many requests were left when time ran out."""
+        return (await _answer(self._drain(worker_pb2.DrainRequest(), timeout=timeout_seconds))).unfinished_requests
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight end with WorkerLost."""
+        await self._channel.close()
+
+    def _unary(self, method: str, reply: type[_Reply]) -> Callable[..., Awaitable[_Reply]]:
+        return self._channel.unary_unary(
+            f"{_SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=reply.FromString,
+        )
+
+
+async def _answer(call: Awaitable[_Reply]) -> _Reply:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    except grpc.aio.UsageError:
+        raise WorkerLost("the connection to the worker was closed") from None
