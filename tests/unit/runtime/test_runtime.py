@@ -79,10 +79,9 @@ async def test_an_error_crosses_the_wire_with_its_type_reason_field_and_retry_ti
     sent.append(Overloaded("full", retry_after_seconds=1.5))
     sent.append(WorkerLost("gone", reason="DRAINING"))
     sent.append(InvalidRequest("bad", field="sampling.top_p"))
-    at = 0
 
     async def fail(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        await status.abort(context, sent[at])
+        await status.abort(context, sent[int(request)])
 
     server = GrpcServer("127.0.0.1:0", services=["test.Test"])
     handler = grpc.unary_unary_rpc_method_handler(fail)
@@ -92,7 +91,7 @@ async def test_an_error_crosses_the_wire_with_its_type_reason_field_and_retry_ti
         async with channel(address) as client:
             for at, error in enumerate(sent):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await client.unary_unary("/test.Test/Fail")(b"", timeout=5)
+                    await client.unary_unary("/test.Test/Fail")(b"%d" % at, timeout=5)
                 back = status.from_rpc_error(caught.value)
                 assert (type(back), back.reason, back.message) == (type(error), error.reason, error.message)
                 assert back.retry_after_seconds == error.retry_after_seconds
