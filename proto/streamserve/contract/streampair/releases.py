@@ -1,0 +1,94 @@
+"""Values of the final API whose behaviour this release does not have: refused by name, never ignored.
+
+A row goes away in the change that builds its behaviour. Rows have the shape of `rules.py`, so that the operator
+can refuse the same values with the same words.
+"""
+
+from typing import Any
+
+from streamserve.contract.streampair import flags, rules_engine
+from streamserve.contract.streampair.enums import DepthPolicy, Method, RoutingPolicy, ScalingMode
+from streamserve.contract.streampair.fields import Path
+from streamserve.contract.streampair.policies import Admission, Rollout, Router, Routing, Speculation
+from streamserve.contract.streampair.resource import StreamPair
+from streamserve.contract.streampair.rule import Finding, Rule, here
+from streamserve.contract.streampair.workers import Role
+
+BUILT_DEPTH_POLICIES = (DepthPolicy.GOODPUT, DepthPolicy.FIXED, DepthPolicy.OFF)
+BUILT_ROUTING_POLICIES = (RoutingPolicy.FLOW_GUARD, RoutingPolicy.ROUND_ROBIN, RoutingPolicy.LEAST_REQUEST)
+UNBUILT_METHODS = (Method.SUFFIX, Method.MEDUSA)
+
+_ROLES: tuple[Path, ...] = (("spec", "prefill"), ("spec", "decode"))
+
+
+def check(pair: StreamPair) -> list[Finding]:
+    """Every value of this pair that is not in this release."""
+    return [finding for rule in UNBUILT for finding in rule.findings(pair)]
+
+
+def _one_rank(view: rules_engine.RoleView) -> bool:
+    return flags.parallel_size(view.args, "data-parallel-size") in (None, 1)
+
+
+UNBUILT: tuple[Rule[Any], ...] = (
+    Rule[Speculation](
+        id="release-depth-policy",
+        scope=("spec", "speculation"),
+        at=here("policy"),
+        holds=lambda spec: spec.policy in BUILT_DEPTH_POLICIES,
+        message=lambda spec: f"{spec.policy} is not in this release: use {', '.join(BUILT_DEPTH_POLICIES)}",
+    ),
+    Rule[Speculation](
+        id="release-method",
+        scope=("spec", "speculation"),
+        at=here("method"),
+        holds=lambda spec: spec.method not in UNBUILT_METHODS,
+        message=lambda spec: f"{spec.method} is not in this release: use None, DraftModel, Eagle, Eagle3, Mtp or Ngram",
+    ),
+    Rule[Rollout](
+        id="release-canary-lanes",
+        scope=("spec", "speculation", "rollout"),
+        at=here("canaryLanes"),
+        holds=lambda rollout: rollout.canary_lanes == 0,
+        message=lambda _: "canaries are not in this release: set 0, every lane takes a change at once",
+    ),
+    Rule[Routing](
+        id="release-routing-policy",
+        scope=("spec", "routing"),
+        at=here("policy"),
+        holds=lambda routing: routing.policy in BUILT_ROUTING_POLICIES,
+        message=lambda routing: f"{routing.policy} is not in this release: use {', '.join(BUILT_ROUTING_POLICIES)}",
+    ),
+    Rule[Admission](
+        id="release-tenants",
+        scope=("spec", "admission"),
+        at=here("tenants"),
+        holds=lambda admission: not admission.tenants,
+        message=lambda _: "tenants are not in this release: remove them, the queue bounds hold for all",
+    ),
+    Rule[Router](
+        id="release-shared-router",
+        scope=("spec", "router"),
+        at=here("shared"),
+        holds=lambda router: router.shared == "",
+        message=lambda _: "a shared router is not in this release: leave it empty",
+    ),
+    *(
+        Rule[Role](
+            id="release-external-scaling",
+            scope=scope,
+            at=here("scaling", "mode"),
+            holds=lambda role: role.scaling.mode is not ScalingMode.EXTERNAL,
+            message=lambda _: "External is not in this release: use Fixed and set replicas",
+        )
+        for scope in _ROLES
+    ),
+    Rule[rules_engine.RoleView](
+        id="release-data-parallel",
+        scope=("spec",),
+        each=rules_engine.roles,
+        at=lambda view: view.at("data-parallel-size"),
+        holds=_one_rank,
+        message=lambda _: "data parallel ranks are not in this release: set 1 and add lanes",
+    ),
+)
