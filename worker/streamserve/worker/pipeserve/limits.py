@@ -1,0 +1,40 @@
+"""What a model can take: the same refusals for every engine, each naming the field and what to send instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamserve.contract.errors import InvalidRequest
+from streamserve.contract.sampling import DEFAULT_MAX_TOKENS, Sampling
+
+
+def check_prompt(token_ids: Sequence[int], *, vocabulary_size: int, max_model_tokens: int) -> None:
+    """Raises InvalidRequest for a prompt that is empty, too long or not of this vocabulary."""
+    if not token_ids:
+        raise InvalidRequest("the prompt is empty; send at least one token", field="prompt")
+    if len(token_ids) >= max_model_tokens:
+        raise InvalidRequest(
+            f"the prompt has {len(token_ids)} tokens, the model takes {max_model_tokens} with its answer; "
+            f"send at most {max_model_tokens - 1}",
+            field="prompt",
+        )
+    highest = max(token_ids)
+    if highest >= vocabulary_size or min(token_ids) < 0:
+        raise InvalidRequest(
+            f"token id {highest} is outside the vocabulary; use ids from 0 to {vocabulary_size - 1}",
+            field="prompt.token_ids",
+        )
+
+
+def max_new_tokens(sampling: Sampling, *, prompt_tokens: int, max_model_tokens: int) -> int:
+    """How many tokens to generate at most. Raises InvalidRequest when more are asked for than fit."""
+    room = max_model_tokens - prompt_tokens
+    if sampling.max_tokens is None:
+        return min(max(DEFAULT_MAX_TOKENS, sampling.min_tokens), room)
+    if sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"max_tokens is {sampling.max_tokens}, but after a prompt of {prompt_tokens} tokens the model has room "
+            f"for {room}; ask for at most {room}",
+            field="sampling.max_tokens",
+        )
+    return sampling.max_tokens
