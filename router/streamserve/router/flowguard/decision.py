@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from streamserve.contract.errors import NoWorker
 
@@ -41,8 +42,8 @@ class Reason(StrEnum):
     TOO_LONG = "TooLong"
 
 
-# Load that passes by itself: waiting helps, and no other worker is needed.
-LOAD_REASONS = frozenset({Reason.AT_CAPACITY, Reason.KV_FULL})
+# What passes by itself: waiting helps, so the ladder is not descended for it.
+PASSING_REASONS: Final = frozenset({Reason.AT_CAPACITY, Reason.KV_FULL, Reason.SUSPECT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class NoLane(NoWorker):
     """Every lane was filtered out; `refused` says which filter took which.
 
     `too_long`: no wait helps, no worker of this fleet can hold the request (answer INVALID_ARGUMENT).
-    `busy`: at least one lane would take it but for load (queue it; at the deadline answer RESOURCE_EXHAUSTED).
+    `busy`: a worker would take it but for load that passes (queue it; when time is up, RESOURCE_EXHAUSTED).
     """
 
     def __init__(self, refused: tuple[Refusal, ...]) -> None:
@@ -149,8 +150,9 @@ class NoLane(NoWorker):
 
     @property
     def too_long(self) -> bool:
-        return bool(self.refused) and all(refusal.reason is Reason.TOO_LONG for refusal in self.refused)
+        of_workers = [refusal for refusal in self.refused if refusal.worker]
+        return bool(of_workers) and all(refusal.reason is Reason.TOO_LONG for refusal in of_workers)
 
     @property
     def busy(self) -> bool:
-        return any(refusal.reason in LOAD_REASONS for refusal in self.refused)
+        return any(refusal.reason in PASSING_REASONS for refusal in self.refused)

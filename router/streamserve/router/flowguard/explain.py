@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
-from streamserve.router.flowguard.decision import Decision, NoLane
+import math
+from typing import Final
+
+from streamserve.router.flowguard.decision import Candidate, Decision, DecodeEstimate, NoLane, PrefillEstimate
 from streamserve.v1 import admin_pb2
+
+_U32: Final = 2**32 - 1
 
 
 def explained(outcome: Decision | NoLane) -> admin_pb2.ExplainRouteResponse:
-    """The answer of ExplainRoute for a pick that was made, or that could not be."""
+    """The answer of ExplainRoute for a pick that was made, or that could not be. The chosen candidate comes first."""
+    answer = admin_pb2.ExplainRouteResponse(
+        refused=[admin_pb2.Refusal(lane=refusal.lane, reason=str(refusal)) for refusal in outcome.refused]
+    )
     if isinstance(outcome, NoLane):
-        return admin_pb2.ExplainRouteResponse()
-    return admin_pb2.ExplainRouteResponse(chosen=outcome.lane, policy=outcome.policy)
+        return answer
+    answer.chosen = outcome.lane
+    answer.policy = outcome.policy
+    others = sorted((c for c in outcome.candidates if c is not outcome.chosen), key=lambda c: c.cost_seconds)
+    answer.candidates.extend(_candidate(candidate) for candidate in (outcome.chosen, *others))
+    return answer
+
+
+def _candidate(candidate: Candidate) -> admin_pb2.Candidate:
+    return admin_pb2.Candidate(
+        lane=candidate.lane,
+        prefill_worker=candidate.prefill_worker or "",
+        decode_worker=candidate.decode_worker or "",
+        cost_seconds=candidate.cost_seconds,
+        terms=[admin_pb2.Term(name=name, value=value, unit=unit) for name, value, unit in terms(candidate)],
+        prefill_signal_age_ms=age_ms(candidate.prefill.signal_age_seconds) if candidate.prefill else 0,
+        decode_signal_age_ms=age_ms(candidate.decode.signal_age_seconds) if candidate.decode else 0,
+    )
+
+
+def terms(candidate: Candidate) -> list[tuple[str, float, str]]:
+    """(name, value, unit) of each term of the cost, then of what the terms stand on."""
+    prefill, decode = candidate.prefill, candidate.decode
+    shown: list[tuple[str, float, str]] = [
+        ("prefill", prefill.seconds if prefill else 0.0, "s"),
+        ("transfer", candidate.transfer_seconds, "s"),
+        ("decode_wait", decode.wait_seconds if decode else 0.0, "s"),
+        ("decode_step", candidate.decode_step_seconds, "s"),
+        ("kv_pressure", decode.pressure_seconds if decode else 0.0, "s"),
+        ("slo", candidate.slo_seconds, "s"),
+        ("predicted_ttft", candidate.ttft_seconds, "s"),
+    ]
+    if prefill is not None:
+        shown += _prefill_inputs(prefill)
+    if decode is not None:
+        shown.append(("best_tpot", candidate.best_tpot_seconds, "s"))
+        shown += _decode_inputs(decode)
+    return shown
+
+
+def _prefill_inputs(estimate: PrefillEstimate) -> list[tuple[str, float, str]]:
+    return [
+        ("queued_prompt_tokens", float(estimate.queued_tokens), "tokens"),
+        ("booked_prompt_tokens", float(estimate.booked_tokens), "tokens"),
+        ("uncached_prompt_tokens", float(estimate.uncached_tokens), "tokens"),
+        ("prefill_rate", estimate.tokens_per_second, "tokens/s"),
+        ("prefill_trust", estimate.trust, ""),
+    ]
+
+
+def _decode_inputs(estimate: DecodeEstimate) -> list[tuple[str, float, str]]:
+    return [
+        ("predicted_tpot", estimate.tpot_seconds, "s"),
+        ("batch", float(estimate.batch), "requests"),
+        ("emitted_per_step", estimate.emitted_tokens_per_step, "tokens"),
+        ("expected_output", estimate.expected_output_tokens, "tokens"),
+        ("kv_used", estimate.kv_used_fraction, "fraction"),
+        ("decode_trust", estimate.trust, ""),
+    ]
+
+
+def age_ms(age_seconds: float) -> int:
+    """For the wire: whole milliseconds, the largest number when there never was a signal."""
+    return _U32 if math.isinf(age_seconds) else min(_U32, int(age_seconds * 1e3))

@@ -1,13 +1,28 @@
-"""Which workers serve this request: the pair with the least expected cost, in seconds."""
+"""Which workers serve this request: the pair with the least expected cost, in seconds.
+
+    ways = the pairs of READY lanes that no filter objects to
+           else, down the ladder: a pair across lanes (crossLane WhenNeeded) → the decode worker alone (Degrade)
+    pick = one of the ways within 3 % or 2 ms of the least cost, at random
+
+Near ties are broken at random because several routers that all see the same best lane would all send there. The
+ladder is descended only when no pair is possible, never because all pairs are busy: a queue is shorter than a detour.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Final
 
-from streamserve.contract.runtime_config import RuntimeConfig
-from streamserve.router.flowguard.decision import Decision, NoLane
+from streamserve.contract.runtime_config import CrossLane, FailurePolicy, RoutingPolicy, RuntimeConfig
+from streamserve.router.flowguard.cost import Estimator, Way, costs, fleet_rates
+from streamserve.router.flowguard.decision import Candidate, Decision, NoLane, PrefillMode, Reason, Refusal, Step
+from streamserve.router.flowguard.filters import Sieve, requests_on
 from streamserve.router.flowguard.request import RouteRequest
-from streamserve.router.flowguard.view import FleetView
+from streamserve.router.flowguard.view import FleetView, LaneState, LaneView, WorkerView
+
+NEAR_TIE_FRACTION: Final = 0.03
+NEAR_TIE_SECONDS: Final = 0.002
 
 
 class Cursor:
@@ -26,4 +41,134 @@ def pick(
 
     Raises NoLane when every lane is filtered out; its `refused` says which filter took which lane.
     """
-    raise NoLane(())
+    routing = config.routing
+    trust_seconds = routing.signal_trust_ms / 1e3
+    rates = fleet_rates(request, view)
+    sieve = Sieve(request, view, signal_trust_seconds=trust_seconds, output_tokens=rates.output_tokens)
+    ways = _ways(request, view, config, sieve)
+    refused = (*sieve.all(view), *_unproven(view, sieve))
+    if not ways:
+        raise NoLane(refused)
+    estimator = Estimator(request, view, rates, signal_trust_seconds=trust_seconds)
+    candidates = costs(ways, estimator, routing.weights_percent, config.slo_of(request.workload))
+    chosen = candidates[_choose(routing.policy, ways, candidates, rng, cursor)]
+    return Decision(chosen=chosen, candidates=candidates, refused=refused, policy=routing.policy.value)
+
+
+def _ways(request: RouteRequest, view: FleetView, config: RuntimeConfig, sieve: Sieve) -> list[Way]:
+    """The first step of the ladder on which anything is possible; empty when that step is only busy."""
+    for step in _ladder(request, config):
+        ways = step(request, view, sieve.possible)
+        if ways:
+            return [way for way in ways if _every(way, sieve.free)]
+    return []
+
+
+_Test = Callable[[WorkerView], bool]
+_LadderStep = Callable[[RouteRequest, FleetView, _Test], list[Way]]
+
+
+def _ladder(request: RouteRequest, config: RuntimeConfig) -> list[_LadderStep]:
+    limit = config.routing.local_prefill_max_tokens
+    steps: list[_LadderStep] = []
+    if not request.prefill_only and 0 < request.uncached_prompt_tokens <= limit:
+        steps.append(_short_prompts)
+    steps.append(_same_lane)
+    if config.routing.cross_lane is CrossLane.WHEN_NEEDED:
+        steps.append(_across_lanes)
+    if config.failure_policy is FailurePolicy.DEGRADE:
+        steps.append(_local_prefill)
+    return steps
+
+
+def _short_prompts(request: RouteRequest, view: FleetView, test: _Test) -> list[Way]:
+    """So few uncached tokens that moving their KV costs more than computing them where they are needed."""
+    ready = [lane for lane in view.lanes if lane.state is LaneState.READY]
+    return [_alone(worker, Step.SAME_LANE) for lane in ready for worker in lane.decode if test(worker)]
+
+
+def _same_lane(request: RouteRequest, view: FleetView, test: _Test) -> list[Way]:
+    ways: list[Way] = []
+    for lane in view.lanes:
+        if lane.state is not LaneState.READY:
+            continue
+        prefills = [worker for worker in lane.prefill if test(worker)]
+        if request.prefill_only:
+            ways += [_prefill_only(worker, Step.SAME_LANE) for worker in prefills if _proven(lane, worker)]
+            continue
+        decodes = [worker for worker in lane.decode if test(worker)]
+        ways += [
+            Way(p, d, PrefillMode.REMOTE, Step.SAME_LANE)
+            for p in prefills
+            for d in decodes
+            if (p.id, d.id) in lane.proven
+        ]
+    return ways
+
+
+def _across_lanes(request: RouteRequest, view: FleetView, test: _Test) -> list[Way]:
+    """A prefill worker of one lane with a decode worker of another: each was proven with a partner of its own."""
+    prefills = [w for lane in view.lanes for w in lane.prefill if test(w) and _proven(lane, w)]
+    if request.prefill_only:
+        return [_prefill_only(worker, Step.CROSS_LANE) for worker in prefills]
+    decodes = [w for lane in view.lanes for w in lane.decode if test(w) and _proven(lane, w)]
+    return [
+        Way(p, d, PrefillMode.REMOTE, Step.CROSS_LANE)
+        for p in prefills
+        for d in decodes
+        if p.lane != d.lane and p.revision == d.revision
+    ]
+
+
+def _local_prefill(request: RouteRequest, view: FleetView, test: _Test) -> list[Way]:
+    lanes = [lane for lane in view.lanes if lane.state is LaneState.READY or lane.degraded]
+    return [_alone(worker, Step.LOCAL_PREFILL) for lane in lanes for worker in lane.decode if test(worker)]
+
+
+def _alone(worker: WorkerView, step: Step) -> Way:
+    return Way(None, worker, PrefillMode.LOCAL, step)
+
+
+def _prefill_only(worker: WorkerView, step: Step) -> Way:
+    return Way(worker, None, PrefillMode.PREFILL_ONLY, step)
+
+
+def _proven(lane: LaneView, worker: WorkerView) -> bool:
+    return any(worker.id in pair for pair in lane.proven)
+
+
+def _every(way: Way, test: _Test) -> bool:
+    return all(test(worker) for worker in (way.prefill, way.decode) if worker is not None)
+
+
+def _unproven(view: FleetView, sieve: Sieve) -> list[Refusal]:
+    """Workers of ready lanes that nothing speaks against, but whose canary has not passed yet."""
+    detail = "no canary transfer has passed since it started"
+    return [
+        Refusal(lane.name, worker.id, Reason.NOT_PROVEN, detail)
+        for lane in view.lanes
+        if lane.state is LaneState.READY
+        for worker in lane.workers
+        if sieve.free(worker) and not _proven(lane, worker)
+    ]
+
+
+def _choose(
+    policy: RoutingPolicy, ways: Sequence[Way], candidates: Sequence[Candidate], rng: Random, cursor: Cursor | None
+) -> int:
+    """The index of the way to go."""
+    if policy is RoutingPolicy.ROUND_ROBIN and cursor is not None:
+        cursor.position += 1
+        return (cursor.position - 1) % len(ways)
+    if policy is RoutingPolicy.LEAST_REQUEST:
+        loads = [_requests_on(way) for way in ways]
+        return rng.choice([i for i, load in enumerate(loads) if load == min(loads)])
+    if policy is RoutingPolicy.ROUND_ROBIN:
+        return rng.randrange(len(ways))
+    least = min(candidate.cost_seconds for candidate in candidates)
+    limit = least + max(NEAR_TIE_FRACTION * abs(least), NEAR_TIE_SECONDS)
+    return rng.choice([i for i, candidate in enumerate(candidates) if candidate.cost_seconds <= limit])
+
+
+def _requests_on(way: Way) -> int:
+    return sum(requests_on(worker) for worker in (way.prefill, way.decode) if worker is not None)

@@ -10,14 +10,16 @@ class RouteRequest:
     """One attempt of one request.
 
     `prompt_tokens` includes the tokens already sent when a stream is replayed. For a prompt given as text it is the
-    caller's estimate (characters / 4): the prefill worker tokenizes. `expected_output_tokens` None means: what the
-    worker's signals say of this workload, else a prior. `excluded_workers` are those that failed earlier attempts.
+    caller's estimate (characters / 4), and `prompt_estimated` says so: an estimate is never a reason to refuse for
+    length. `expected_output_tokens` None means what the workers report of this workload, else a prior.
+    `excluded_workers` are those that failed earlier attempts.
     """
 
     prompt_tokens: int
     max_tokens: int
     workload: str = "default"
     cached_prompt_tokens: int = 0
+    prompt_estimated: bool = False
     expected_output_tokens: float | None = None
     excluded_workers: frozenset[str] = frozenset()
 

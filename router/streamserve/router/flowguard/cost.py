@@ -1,0 +1,287 @@
+"""What a candidate costs, in seconds.
+
+    cost = prefill + transfer + (wait + E[output] · (tpot − best tpot)) + pressure + slo        each times its weight
+
+    prefill   (queued + booked + uncached prompt tokens) / prefill rate
+    transfer  KV bytes of the prompt / bandwidth; 0 when no KV crosses
+    wait      requests ahead of a free slot · E[output] · tpot / slots                 the decode worker's own queue
+    tpot      step time(batch + 1) / mean emitted tokens per step                      acceptance, per workload if known
+    pressure  0.15 s · k / (1 − k), k = KV blocks used and booked over all, at most 0.99
+    slo       seconds by which the request would miss: max(0, ttft − S_ttft) + E[output] · max(0, tpot − S_tpot)
+
+Every term is a time, so terms add without weights; weights (percent, neutral 100) only express a preference.
+A term that stands on signals moves toward the fleet's median of that term as trust in these signals falls; what this
+router has booked is added in full, because that it knows. A rate that nobody reports is the fleet's median of it,
+or one of the priors below.
+Sources: llm-d and SMG's least_load for k/(1−k), measured herding in the design's router notes §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from streamserve.contract.runtime_config import RoutingWeights, Slo
+from streamserve.contract.signals import Role, WorkerSignals
+from streamserve.router.flowguard.decision import Candidate, DecodeEstimate, PrefillEstimate, PrefillMode, Step
+from streamserve.router.flowguard.request import RouteRequest
+from streamserve.router.flowguard.view import FleetView, WorkerView
+
+PRIOR_PREFILL_TOKENS_PER_SECOND: Final = 2_000.0
+PRIOR_STEP_BASE_SECONDS: Final = 0.02
+PRIOR_STEP_PER_REQUEST_SECONDS: Final = 0.000_5
+PRIOR_TRANSFER_BYTES_PER_SECOND: Final = 1e9
+PRIOR_OUTPUT_TOKENS: Final = 128.0
+PRIOR_SLOTS: Final = 64
+PRESSURE_SECONDS: Final = 0.15
+PRESSURE_CAP: Final = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to serve: which worker computes the prompt, which decodes. Prefill None: the decode worker does both."""
+
+    prefill: WorkerView | None
+    decode: WorkerView | None
+    mode: PrefillMode
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What to assume where a worker's own rate is unknown: the fleet's median, else the prior."""
+
+    prefill_tokens_per_second: float
+    step_base_seconds: float
+    step_per_request_seconds: float
+    transfer_bytes_per_second: float
+    output_tokens: float
+
+
+def fleet_rates(request: RouteRequest, view: FleetView) -> Rates:
+    """Medians of what the fleet reports, and the output length to expect of this request."""
+    signals = [worker.signals for lane in view.lanes for worker in lane.workers if worker.signals is not None]
+    steps = [s for s in signals if s.step_base_seconds + s.step_per_request_seconds > 0]
+    outputs = [
+        w.mean_output_tokens
+        for s in signals
+        for w in s.workloads
+        if w.name == request.workload and w.mean_output_tokens > 0
+    ]
+    expected = request.expected_output_tokens
+    if expected is None:
+        expected = _median(outputs, PRIOR_OUTPUT_TOKENS)
+    return Rates(
+        _median([s.prefill_tokens_per_second for s in signals if s.prefill_tokens_per_second > 0], _PREFILL),
+        _median([s.step_base_seconds for s in steps], PRIOR_STEP_BASE_SECONDS),
+        _median([s.step_per_request_seconds for s in steps], PRIOR_STEP_PER_REQUEST_SECONDS),
+        _median([s.transfer_bytes_per_second for s in signals if s.transfer_bytes_per_second > 0], _TRANSFER),
+        min(max(1.0, expected), float(max(1, request.max_tokens))),
+    )
+
+
+_PREFILL: Final = PRIOR_PREFILL_TOKENS_PER_SECOND
+_TRANSFER: Final = PRIOR_TRANSFER_BYTES_PER_SECOND
+
+
+def _median(values: Sequence[float], otherwise: float) -> float:
+    return median(values) if values else otherwise
+
+
+class Estimator:
+    """Estimates for one request on one view; each worker is looked at once, however many pairs it is in."""
+
+    def __init__(self, request: RouteRequest, view: FleetView, rates: Rates, *, signal_trust_seconds: float) -> None:
+        self._request = request
+        self._view = view
+        self._rates = rates
+        self._trust_seconds = signal_trust_seconds
+        self._prefill: dict[str, PrefillEstimate] = {}
+        self._decode: dict[str, DecodeEstimate] = {}
+        self._prefill_median: dict[Role, float] = {}
+        self._decode_medians: _Load | None = None
+
+    def prefill(self, worker: WorkerView) -> PrefillEstimate:
+        known = self._prefill.get(worker.id)
+        if known is None:
+            known = self._prefill[worker.id] = self._estimate_prefill(worker)
+        return known
+
+    def decode(self, worker: WorkerView) -> DecodeEstimate:
+        known = self._decode.get(worker.id)
+        if known is None:
+            known = self._decode[worker.id] = self._estimate_decode(worker)
+        return known
+
+    def transfer_seconds(self, way: Way) -> float:
+        """Time for the prompt's KV to cross, by what the decode worker has measured of pulls."""
+        if way.prefill is None or way.decode is None or way.prefill.kv is None:
+            return 0.0
+        kv = way.prefill.kv
+        reported = 0.0 if way.decode.signals is None else way.decode.signals.transfer_bytes_per_second
+        per_second = reported or self._rates.transfer_bytes_per_second
+        return kv.blocks(self._request.prompt_tokens) * kv.bytes_per_block / max(1.0, per_second)
+
+    def _estimate_prefill(self, worker: WorkerView) -> PrefillEstimate:
+        trust = self._view.trust(worker, self._trust_seconds)
+        rate = self._prefill_rate(worker)
+        # What a decode worker has booked is KV, not prompt to compute.
+        booked = worker.booked_tokens if worker.role is Role.PREFILL else 0
+        shown = self._prefill_seconds(worker)
+        if trust < 1.0:
+            shown = trust * shown + (1.0 - trust) * self._median_prefill(worker.role)
+        return PrefillEstimate(
+            seconds=shown + booked / rate,
+            queued_tokens=0 if worker.signals is None else worker.signals.waiting_prompt_tokens,
+            booked_tokens=booked,
+            uncached_tokens=self._request.uncached_prompt_tokens,
+            tokens_per_second=rate,
+            signal_age_seconds=self._view.age_seconds(worker),
+            trust=trust,
+        )
+
+    def _prefill_rate(self, worker: WorkerView) -> float:
+        reported = 0.0 if worker.signals is None else worker.signals.prefill_tokens_per_second
+        return max(1.0, reported or self._rates.prefill_tokens_per_second)
+
+    def _prefill_seconds(self, worker: WorkerView) -> float:
+        queued = 0 if worker.signals is None else worker.signals.waiting_prompt_tokens
+        return (queued + self._request.uncached_prompt_tokens) / self._prefill_rate(worker)
+
+    def _median_prefill(self, role: Role) -> float:
+        known = self._prefill_median.get(role)
+        if known is None:
+            known = median([self._prefill_seconds(worker) for worker in self._workers(role)])
+            self._prefill_median[role] = known
+        return known
+
+    def _estimate_decode(self, worker: WorkerView) -> DecodeEstimate:
+        trust = self._view.trust(worker, self._trust_seconds)
+        now = self._load(worker, worker.booked_requests, worker.booked_tokens)
+        wait, tpot, pressure = now.wait_seconds, now.tpot_seconds, now.pressure_seconds
+        if trust < 1.0:
+            shown = self._load(worker, 0, 0)
+            usual = self._median_decode()
+            away = 1.0 - trust
+            wait += away * (usual.wait_seconds - shown.wait_seconds)
+            tpot += away * (usual.tpot_seconds - shown.tpot_seconds)
+            pressure += away * (usual.pressure_seconds - shown.pressure_seconds)
+        return DecodeEstimate(
+            wait_seconds=wait,
+            tpot_seconds=tpot,
+            pressure_seconds=pressure,
+            batch=now.batch,
+            emitted_tokens_per_step=now.emitted,
+            expected_output_tokens=self._rates.output_tokens,
+            kv_used_fraction=now.kv_fraction,
+            signal_age_seconds=self._view.age_seconds(worker),
+            trust=trust,
+        )
+
+    def _median_decode(self) -> _Load:
+        if self._decode_medians is None:
+            loads = [self._load(worker, 0, 0) for worker in self._workers(Role.DECODE)]
+            self._decode_medians = _Load(
+                median([load.wait_seconds for load in loads]),
+                median([load.tpot_seconds for load in loads]),
+                median([load.pressure_seconds for load in loads]),
+            )
+        return self._decode_medians
+
+    def _workers(self, role: Role) -> list[WorkerView]:
+        return [worker for lane in self._view.lanes for worker in lane.workers if worker.role is role]
+
+    def _load(self, worker: WorkerView, booked_requests: int, booked_tokens: int) -> _Load:
+        """The decode worker's terms if this request joined what its signals show and the booked work."""
+        signals = worker.signals
+        inside = booked_requests
+        slots = PRIOR_SLOTS
+        if signals is not None:
+            inside += signals.running_requests + signals.waiting_requests
+            slots = signals.max_running_requests or PRIOR_SLOTS
+        batch = min(inside + 1, slots)
+        emitted = _emitted(signals, self._request.workload)
+        tpot = self._step_seconds(signals, batch) / emitted
+        ahead = max(0, inside + 1 - slots)
+        wait = ahead * self._rates.output_tokens * tpot / slots
+        fraction = self._kv_fraction(worker, booked_tokens)
+        capped = min(fraction, PRESSURE_CAP)
+        return _Load(wait, tpot, PRESSURE_SECONDS * capped / (1.0 - capped), batch, emitted, fraction)
+
+    def _step_seconds(self, signals: WorkerSignals | None, batch: int) -> float:
+        reported = 0.0 if signals is None else signals.step_seconds(batch)
+        return reported or self._rates.step_base_seconds + self._rates.step_per_request_seconds * batch
+
+    def _kv_fraction(self, worker: WorkerView, booked_tokens: int) -> float:
+        signals, kv = worker.signals, worker.kv
+        if signals is None or signals.kv_blocks_total <= 0:
+            return 0.0
+        wanted = self._request.prompt_tokens + int(self._rates.output_tokens)
+        ours = 0 if kv is None else kv.blocks(booked_tokens) + kv.blocks(wanted)
+        return min(1.0, (signals.kv_blocks_used + ours) / signals.kv_blocks_total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    wait_seconds: float
+    tpot_seconds: float
+    pressure_seconds: float
+    batch: int = 0
+    emitted: float = 1.0
+    kv_fraction: float = 0.0
+
+
+def _emitted(signals: WorkerSignals | None, workload: str) -> float:
+    """Mean tokens a request gains per step: of this workload if the worker knows it, else over all; at least 1."""
+    if signals is None:
+        return 1.0
+    for known in signals.workloads:
+        if known.name == workload and known.mean_emitted_tokens_per_step > 0:
+            return max(1.0, known.mean_emitted_tokens_per_step)
+    return max(1.0, signals.mean_emitted_tokens_per_step)
+
+
+def costs(ways: Sequence[Way], estimator: Estimator, weights: RoutingWeights, slo: Slo) -> tuple[Candidate, ...]:
+    """Every way with its cost, in the order given."""
+    decodes = [estimator.decode(way.decode) for way in ways if way.decode is not None]
+    best = min((estimate.tpot_seconds for estimate in decodes), default=0.0)
+    return tuple(_cost(way, estimator, best, weights, slo) for way in ways)
+
+
+def _cost(way: Way, estimator: Estimator, best_tpot_seconds: float, weights: RoutingWeights, slo: Slo) -> Candidate:
+    computes = way.prefill or way.decode
+    prefill = None if computes is None else estimator.prefill(computes)
+    decode = None if way.decode is None else estimator.decode(way.decode)
+    transfer = estimator.transfer_seconds(way)
+    ttft = transfer + (prefill.seconds if prefill else 0.0) + (decode.wait_seconds if decode else 0.0)
+    slower = pressure = 0.0
+    late = max(0.0, ttft - slo.ttft_ms / 1e3)
+    if decode is not None:
+        slower = decode.expected_output_tokens * (decode.tpot_seconds - best_tpot_seconds)
+        pressure = decode.pressure_seconds
+        late += decode.expected_output_tokens * max(0.0, decode.tpot_seconds - slo.tpot_ms / 1e3)
+    total = (
+        weights.prefill_queue * (prefill.seconds if prefill else 0.0)
+        + weights.transfer * transfer
+        + weights.decode_step * ((decode.wait_seconds if decode else 0.0) + slower)
+        + weights.kv_pressure * pressure
+        + weights.slo * late
+    ) / 100.0
+    lane = way.decode.lane if way.decode is not None else (way.prefill.lane if way.prefill is not None else "")
+    return Candidate(
+        lane=lane,
+        prefill_worker=way.prefill.id if way.prefill is not None else None,
+        decode_worker=way.decode.id if way.decode is not None else None,
+        mode=way.mode,
+        step=way.step,
+        cost_seconds=total,
+        ttft_seconds=ttft,
+        transfer_seconds=transfer,
+        decode_step_seconds=slower,
+        slo_seconds=late,
+        best_tpot_seconds=best_tpot_seconds,
+        prefill=prefill,
+        decode=decode,
+    )
