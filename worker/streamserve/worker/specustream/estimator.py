@@ -1,0 +1,63 @@
+"""How likely is a draft at position i to be accepted, given that all before it were?
+
+    c_i  = (accepted_i + p0·n0) / (accepted_i + rejected_i + n0)     posterior mean, Beta prior of weight n0
+    S_k  = c_1 · … · c_k                                            a draft of k survives whole
+    E(k) = 1 + S_1 + … + S_k                                        expected tokens emitted by one step
+
+A rejection ends the draft, so positions behind it were never tried and count for nothing. Counts are halved in
+weight continuously: once a position has seen `memory` outcomes both its counts are scaled back to that many, so
+the newest `memory` outcomes rule. Pooled over all requests of an engine: conditional rates multiply to the
+pooled survival exactly, so requests of different difficulty need no treatment of their own.
+"""
+
+from __future__ import annotations
+
+from streamserve.worker.specustream.policy import MAX_DEPTH
+
+
+class AcceptancePosterior:
+    """Per-position acceptance of one engine's drafter on its current traffic."""
+
+    __slots__ = ("_accepted", "_memory", "_prior_rate", "_prior_weight", "_rejected")
+
+    def __init__(
+        self,
+        depth: int = MAX_DEPTH,
+        *,
+        prior_rate: float = 0.7,
+        prior_weight: float = 8.0,
+        memory: float = 400.0,
+    ) -> None:
+        self._accepted = [0.0] * depth
+        self._rejected = [0.0] * depth
+        self._prior_rate = prior_rate
+        self._prior_weight = prior_weight
+        self._memory = memory
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """One request's step: `drafted` tokens were verified, the first `accepted` of them held."""
+        drafted = min(drafted, len(self._accepted))
+        for position in range(min(accepted + 1, drafted)):
+            if position < accepted:
+                self._accepted[position] += 1.0
+            else:
+                self._rejected[position] += 1.0
+            seen = self._accepted[position] + self._rejected[position]
+            if seen > self._memory:
+                scale = self._memory / seen
+                self._accepted[position] *= scale
+                self._rejected[position] *= scale
+
+    def rate(self, position: int) -> float:
+        """Posterior mean of acceptance at `position` (0-based), given that all before it were accepted."""
+        accepted, rejected = self._accepted[position], self._rejected[position]
+        prior = self._prior_weight
+        return (accepted + self._prior_rate * prior) / (accepted + rejected + prior)
+
+    def expected_emitted(self, deepest: int) -> list[float]:
+        """E(k), tokens per request and step, for k = 0..deepest."""
+        expected, survival = [1.0], 1.0
+        for position in range(deepest):
+            survival *= self.rate(position)
+            expected.append(expected[-1] + survival)
+        return expected
