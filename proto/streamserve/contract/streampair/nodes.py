@@ -164,7 +164,9 @@ class _Walk:
                 self._problem(key_node, inner, f"is given twice, first on line {seen[key]}: remove one")
                 continue
             seen[key] = key_node.start_mark.line + 1
-            self.document.places[inner] = Place(_place(key_node), _place(value_node))
+            self.document.places[inner] = Place(
+                _place(key_node), _place(key_node if _is_nothing(value_node) else value_node)
+            )
             result[key] = self.value(value_node, inner, depth + 1)
         for source in merged:
             for key, value in self._merge_source(source, path, depth):
@@ -237,6 +239,11 @@ def _number(text: str, kind: str) -> int | float | None:
 
 def _place(node: Node) -> tuple[int, int]:
     return (node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _is_nothing(node: Node) -> bool:
+    """A key without a value: ruamel marks it at the next token, which may be lines away."""
+    return isinstance(node, ScalarNode) and not node.value and not node.style
 
 
 def _is_clean(text: str) -> bool:
