@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def build(venv: Path, requirements: Path) -> None:
     packages = digest(requirements.read_bytes(), venv_python_version(venv).encode())
     project = digest(project_tables((ROOT / "pyproject.toml").read_text()))
     stamp = venv / STAMP
-    done = read_stamp(stamp)
+    done = read_stamp(stamp) if (venv / "bin" / "python").exists() else {}
     if done == {"packages": packages, "project": project}:
         return
     started = time.monotonic()
@@ -63,7 +63,10 @@ def build(venv: Path, requirements: Path) -> None:
         uv = find_uv()
         if not (venv / "bin" / "python").exists():
             say(f"creating {venv.name} with Python {platform.python_version()}")
-            run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], "creating the environment")
+            run(
+                [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(venv)],
+                "creating the environment",
+            )
         packages = digest(requirements.read_bytes(), venv_python_version(venv).encode())
         count = count_packages(requirements.read_text())
         say(f"installing {count} packages (about 6 GB) from {requirements.name}")
@@ -174,10 +177,19 @@ def pip_command() -> list[str]:
     return [str(helper / "bin" / "python"), "-m", "pip"]
 
 
+def tool_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """`given` for uv and pip: a mirror or certificate that is set for pip serves uv too, unless uv has its own."""
+    chosen = {**given, "UV_PYTHON_DOWNLOADS": "never", "PIP_ROOT_USER_ACTION": "ignore"}
+    chosen.pop("VIRTUAL_ENV", None)
+    for theirs, ours in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_CERT", "SSL_CERT_FILE")):
+        if theirs in given:
+            chosen.setdefault(ours, given[theirs])
+    return chosen
+
+
 def run(command: Sequence[str], what: str) -> None:
     """Run one step with a sign of life every few seconds. Raises Refused when it fails."""
-    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "PIP_ROOT_USER_ACTION": "ignore"}
-    environment.pop("VIRTUAL_ENV", None)
+    environment = tool_environment(os.environ)
     started, free_before = time.monotonic(), shutil.disk_usage(ROOT).free
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr, stderr=sys.stderr) as process:
         while True:

@@ -50,6 +50,47 @@ def test_an_environment_of_another_python_is_refused_by_name(script: Script, tmp
     assert env.venv_python_version(tmp_path) == "3.12"
 
 
+def fake_environment(folder: Path) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    (folder / "pyvenv.cfg").write_text("version_info = 3.11.7\n")
+    return folder
+
+
+def test_the_second_run_does_nothing_and_changed_requirements_install_again(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, venv, requirements = script("env"), fake_environment(tmp_path / "venv"), tmp_path / "requirements.txt"
+    requirements.write_text("a==1\nb==2\n")
+    steps: list[str] = []
+    monkeypatch.setattr(env, "find_uv", lambda: "uv")
+    monkeypatch.setattr(env, "refuse_disk", lambda free: None)
+    monkeypatch.setattr(env, "run", lambda command, what: steps.append(what))
+    env.build(venv, requirements)
+    assert steps == ["installing packages", "installing streamserve"]
+    env.build(venv, requirements)
+    assert len(steps) == 2
+    requirements.write_text("a==1\nb==3\n")
+    env.build(venv, requirements)
+    assert steps[2:] == ["installing packages", "installing streamserve"]
+
+
+def test_an_install_that_failed_is_tried_again(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env, venv, requirements = script("env"), fake_environment(tmp_path / "venv"), tmp_path / "requirements.txt"
+    requirements.write_text("a==1\n")
+    monkeypatch.setattr(env, "find_uv", lambda: "false")
+    monkeypatch.setattr(env, "refuse_disk", lambda free: None)
+    for _ in range(2):
+        with pytest.raises(env.Refused, match="installing packages failed"):
+            env.build(venv, requirements)
+
+
+def test_a_mirror_set_for_pip_serves_uv_unless_uv_has_its_own(script: Script) -> None:
+    chosen = script("env").tool_environment
+    assert chosen({"PIP_INDEX_URL": "mirror"})["UV_DEFAULT_INDEX"] == "mirror"
+    assert chosen({"PIP_INDEX_URL": "mirror", "UV_DEFAULT_INDEX": "own"})["UV_DEFAULT_INDEX"] == "own"
+
+
 def test_a_linters_setting_does_not_reinstall_the_project_and_a_script_does(script: Script) -> None:
     tables = script("env").project_tables
     base = '[project]\nname = "a"\n'
