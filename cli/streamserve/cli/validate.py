@@ -21,7 +21,7 @@ what is checked:
 
 example:
   $ streamserve validate examples/local/streampair.yaml
-  valid: 21 fields set, StreamPair tiny
+  valid: 19 fields set, StreamPair tiny
 
   $ streamserve validate broken.yaml
   broken.yaml:9:5: spec.speculation.maxDepht: unknown field (did you mean spec.speculation.maxDepth?)

@@ -115,6 +115,10 @@ SENTENCES = {
             "9:9: spec.slo.defalt: unknown field (did you mean spec.slo.default?)",
         ],
     ),
+    "a number that JSON does not have, in a part handed through": (
+        "  decode: {template: {affinity: {x: [.nan]}}}\n",
+        ["6:33: spec.decode.template.affinity: contains a number that JSON does not have: write a finite one"],
+    ),
     "a tag": ("  lanes: !!python/name:os.system x\n", None),
     "malformed in the middle": (
         "  slo: {default: [}\n",

@@ -71,7 +71,19 @@ def test_each_row_of_the_table_holds_for_the_base_object(rule: Any) -> None:
 
 
 def test_messages_say_what_to_do() -> None:
-    verbs = ("use ", "remove", "keep one", "lower", "raise", "change", "write ", "set ", "make ", "move ", "choose")
+    verbs: tuple[str, ...] = (
+        "use ",
+        "remove",
+        "keep one",
+        "lower",
+        "raise",
+        "change",
+        "write ",
+        "set ",
+        "make ",
+        "move ",
+        "choose",
+    )
     verbs += ("sort", "add ", "merge", "give", "correct", "name another", "leave ")
     for name, case in TABLE["bad"].items():
         for finding in findings(pair_of(case)):

@@ -8,6 +8,7 @@ A field carries its lifecycle as metadata, next to its bounds and its reason:
 the loader takes the YAML name only, builders in tests and in the operator may use the Python name.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -120,19 +121,21 @@ MAX_JSON_DEPTH = 16
 
 
 def _plain_json(value: Any) -> Any:
-    _check_depth(value, MAX_JSON_DEPTH)
+    _check_json(value, MAX_JSON_DEPTH)
     return value
 
 
-def _check_depth(value: object, left: int) -> None:
+def _check_json(value: object, left: int) -> None:
     if left == 0:
-        raise ValueError(f"is nested more than {MAX_JSON_DEPTH} deep")
+        raise ValueError(f"is nested more than {MAX_JSON_DEPTH} deep: flatten it")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("contains a number that JSON does not have: write a finite one")
     if isinstance(value, dict):
         for item in value.values():
-            _check_depth(item, left - 1)
+            _check_json(item, left - 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_depth(item, left - 1)
+            _check_json(item, left - 1)
 
 
 Int = Annotated[int, Strict()]

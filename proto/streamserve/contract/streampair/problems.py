@@ -68,7 +68,8 @@ def explain(error: ErrorDetails) -> tuple[str, str]:
             meaning = PATTERN_MEANINGS.get(str(context.get("pattern")), f"text like {context.get('pattern')}")
             return f"{describe(value)} must be {meaning}", ""
         case "value_error":
-            return f"{context.get('error', error['msg'])}, is {describe(value)}", ""
+            told = "" if isinstance(value, dict) else f", is {describe(value)}"
+            return f"{context.get('error', error['msg'])}{told}", ""
         case _:
             return f"{error['msg'][:1].lower()}{error['msg'][1:]}, is {describe(value)}", ""
 
