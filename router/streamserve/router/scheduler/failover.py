@@ -1,15 +1,16 @@
-"""What to do after a failure: another worker, the decode worker's own prefill, or the end.
+"""What to do after a failure: other workers, the decode worker's own prefill, or the end.
 
 The ladder, from the top, for a request of which no token has been sent:
 
-    1. another prefill worker, of the same lane or of another: the pick decides, the culprit is excluded
+    1. another prefill worker, then another lane: the pick decides, the culprit is excluded
     2. the decode worker computes the prompt itself        (failure policy Degrade only)
     3. shed: the error goes to the client with RetryInfo
 
-A step down happens when there is no pair left for the step above (the pick finds no lane), or when only the last
-attempt is left and every failure so far lay on the prefill side. There are at most MAX_ATTEMPTS attempts, each retry
-spends from the router's retry budget, and an error that would only repeat itself is never tried again. A failed
-transfer takes the same ladder: it is recomputed only by step 2, and then the route says "local".
+The pick takes step 2 by itself when no pair is left; here it is ordered when only the last attempt is left and the
+failure lay on the prefill side. There are at most MAX_ATTEMPTS attempts, each retry spends from the router's retry
+budget, and an error that would only repeat itself is never tried again. A failed transfer takes the same ladder: it
+is recomputed only by step 2, and then the route says "local". When nobody is left for a retry, the client is told
+what the last worker said.
 
 Once a token has been sent a lost stream ends with reason STREAM_LOST. Going on elsewhere from the tokens already sent
 would be another step of this function, and of nothing else.
@@ -48,6 +49,8 @@ class Failure:
     local: bool = False
     tokens_sent: int = 0
     excluded: frozenset[str] = frozenset()
+    # What the attempt before failed with, when there was one.
+    cause: StreamServeError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +81,17 @@ def next_step(failure: Failure, policy: FailurePolicy) -> Step:
         return Shed(_stream_lost(failure), "tokens were already sent")
     if not isinstance(error, Retryable):
         return Shed(error, "the same request would fail again")
-    may_degrade = policy is FailurePolicy.DEGRADE and not failure.local
     if failure.phase is Phase.PICK:
-        if may_degrade:
-            return Again(failure.attempt, failure.excluded, True, "no pair left: decode worker prefills")
-        return Shed(with_retry_info(error), "no worker left")
+        return Shed(with_retry_info(failure.cause or error), "no worker left")
     if failure.attempt >= MAX_ATTEMPTS:
         return Shed(with_retry_info(error), f"{MAX_ATTEMPTS} attempts failed")
     prefill_side = failure.phase is Phase.PREFILL or isinstance(error, TransferFailed)
     culprit = failure.prefill_worker if prefill_side and failure.prefill_worker else failure.decode_worker
     excluded = failure.excluded | {culprit} if culprit else failure.excluded
     attempt = failure.attempt + 1
-    if may_degrade and prefill_side and attempt == MAX_ATTEMPTS:
-        return Again(attempt, excluded, True, "last attempt: decode worker prefills")
+    degrade = policy is FailurePolicy.DEGRADE and prefill_side and attempt == MAX_ATTEMPTS
+    if degrade and failure.decode_worker:
+        return Again(attempt, excluded, True, "last attempt: the decode worker prefills")
     return Again(attempt, excluded, failure.local, f"{error.reason} on {culprit or 'an unknown worker'}")
 
 

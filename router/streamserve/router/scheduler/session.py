@@ -264,7 +264,7 @@ Action = Pick | StartPrefill | StartDecode | Forward | AbortWorkers | Release | 
 class Session:
     """The transitions of one request. `policy` is read at each failure, for it may change while the request runs."""
 
-    __slots__ = ("_excluded", "_local", "_may_retry", "_one_token", "_policy", "_sent", "attempts", "state")
+    __slots__ = ("_cause", "_excluded", "_local", "_may_retry", "_one_token", "_policy", "_sent", "attempts", "state")
 
     def __init__(
         self,
@@ -281,6 +281,7 @@ class Session:
         self._sent = 0
         self._excluded: frozenset[str] = frozenset()
         self._local = False
+        self._cause: StreamServeError | None = None
 
     @property
     def tokens_sent(self) -> int:
@@ -394,9 +395,11 @@ class Session:
                 local=self._local if route is None else route.mode == LOCAL,
                 tokens_sent=self._sent,
                 excluded=self._excluded,
+                cause=self._cause,
             ),
             self._policy(),
         )
+        self._cause = error
         if isinstance(step, Again) and step.attempt > state.attempt and not self._may_retry():
             return self._end(with_retry_info(error))
         if isinstance(step, Again):
