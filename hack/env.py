@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "streamserve-env.json"
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FREE_GIB = 12
 HEARTBEAT_SECONDS = 15.0
 INSTALL_LIMIT_SECONDS = 1800.0
@@ -184,6 +185,8 @@ def tool_environment(given: Mapping[str, str]) -> dict[str, str]:
     for theirs, ours in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_CERT", "SSL_CERT_FILE")):
         if theirs in given:
             chosen.setdefault(ours, given[theirs])
+    if SYSTEM_CERTIFICATES.exists():  # they know a company's proxy; uv's own list does not
+        chosen.setdefault("UV_SYSTEM_CERTS", "true")
     return chosen
 
 
