@@ -17,7 +17,7 @@ from streamserve.contract import sampling as sampling_contract
 from streamserve.contract import tokens
 from streamserve.contract.errors import DeadlineExceeded, InvalidRequest, NotReady, UnknownModel
 from streamserve.contract.runtime_config import RuntimeConfig
-from streamserve.contract.sampling import MAX_WORKLOAD_CHARACTERS, Sampling
+from streamserve.contract.sampling import DEFAULT_MAX_TOKENS, MAX_WORKLOAD_CHARACTERS, Sampling
 from streamserve.router.scheduler.request import GenerationRequest
 from streamserve.v1 import common_pb2, inference_pb2
 
@@ -74,7 +74,15 @@ class Checks:
         sampling = sampling_contract.from_proto(message.sampling)
         limits = self._limits()
         prompt_tokens = _prompt_tokens(message.prompt, limits)
-        _fits(prompt_tokens, message.prompt.HasField("token_ids"), sampling, limits)
+        exact = message.prompt.HasField("token_ids")
+        _fits(prompt_tokens, exact, sampling, limits)
+        max_tokens = sampling.max_tokens or DEFAULT_MAX_TOKENS
+        if limits.max_model_tokens and exact:
+            max_tokens = min(max_tokens, limits.max_model_tokens - prompt_tokens)
+            message.sampling.max_tokens = max_tokens
+        elif limits.max_model_tokens:
+            # An estimate must not make a request look too long: the prefill worker counts.
+            prompt_tokens = max(1, min(prompt_tokens, limits.max_model_tokens - max_tokens))
         left = MAX_DEADLINE_SECONDS if remaining_seconds is None else min(remaining_seconds, MAX_DEADLINE_SECONDS)
         return GenerationRequest(
             id=request_id,
@@ -82,6 +90,7 @@ class Checks:
             prompt_tokens=prompt_tokens,
             sampling=sampling,
             sampling_message=message.sampling,
+            max_tokens=max_tokens,
             workload=workload,
             priority=message.priority,
             arrival_seconds=now,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
@@ -25,7 +24,8 @@ from streamserve.router.flowguard.pick import Cursor, pick
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.scheduler.admission import AdmissionQueue, Ticket, infeasible
 from streamserve.router.scheduler.request import GenerationRequest
-from streamserve.router.signals.fleet import Booking, Fleet
+from streamserve.router.signals.bookings import Booking
+from streamserve.router.signals.fleet import Fleet
 
 PATIENCE_SECONDS: Final = 1.0
 _CHANGE_SECONDS: Final = 0.25
@@ -190,9 +190,13 @@ class Dispatcher:
         if needed > left:
             self._refuse(waiter, infeasible(needed, left, self.queue.retry_after_seconds()))
             return True
-        with suppress(asyncio.InvalidStateError):
-            self.queue.dispatched(waiter.ticket, now)
-            waiter.future.set_result(self._book(waiter.request, decision))
+        try:
+            placement = self._book(waiter.request, decision)
+        except StreamServeError as error:
+            self._refuse(waiter, error)
+            return True
+        self.queue.dispatched(waiter.ticket, now)
+        waiter.future.set_result(placement)
         return True
 
     def _refuse(self, waiter: _Waiter, error: StreamServeError) -> None:
@@ -215,12 +219,17 @@ class Dispatcher:
         return pick(route, view, self._config(), self._rng, cursor)
 
     def _book(self, request: GenerationRequest, decision: Decision) -> Placement:
-        prefill = decode = None
-        if decision.prefill_worker is not None:
-            prefill = self._fleet.book(decision.prefill_worker, tokens=request.prompt_tokens)
-        if decision.decode_worker is not None:
-            decode = self._fleet.book(decision.decode_worker, tokens=request.prompt_tokens + request.max_tokens)
-        return Placement(decision, prefill, decode, self._freed)
+        placement = Placement(decision, None, None, self._freed)
+        try:
+            if decision.prefill_worker is not None:
+                placement.prefill = self._fleet.book(decision.prefill_worker, tokens=request.prompt_tokens)
+            if decision.decode_worker is not None:
+                tokens = request.prompt_tokens + request.max_tokens
+                placement.decode = self._fleet.book(decision.decode_worker, tokens=tokens)
+        except StreamServeError:
+            placement.release()
+            raise
+        return placement
 
     def _freed(self) -> None:
         if self._waiters:

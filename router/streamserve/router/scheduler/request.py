@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamserve.contract.sampling import DEFAULT_MAX_TOKENS, Sampling
+from streamserve.contract.sampling import Sampling
 from streamserve.v1 import common_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """`prompt_tokens` is exact for token ids and an estimate (bytes / 4) for text. Times are of one monotonic clock."""
+    """`prompt_tokens` is exact for token ids and an estimate (bytes / 4) for text; `max_tokens` has its default filled
+    in. Times are of one monotonic clock."""
 
     id: str
     prompt: common_pb2.Prompt
     prompt_tokens: int
     sampling: Sampling
     sampling_message: common_pb2.SamplingParams
+    max_tokens: int
     arrival_seconds: float
     deadline_seconds: float
     workload: str = "default"
     priority: int = 0
-
-    @property
-    def max_tokens(self) -> int:
-        return self.sampling.max_tokens or DEFAULT_MAX_TOKENS
 
     @property
     def exact_output(self) -> bool:
