@@ -1,0 +1,117 @@
+"""Signals and the worker's address into Redis, without ever disturbing the serving.
+
+    signals    SET … PX 1500: when they changed, at most every 50 ms; unchanged, every 500 ms
+    endpoint   SET … PX 5000 each second: who and where
+    index      ZADD with Redis's own time each second, entries older than its TTL pruned
+
+A Redis that is away costs a reconnect with backoff and nothing else. On a graceful stop the keys are deleted, so that
+routers need not wait for them to expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from random import Random
+from typing import Any, Final
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from streamserve.contract import keys
+from streamserve.contract.keys import Keyspace
+from streamserve.contract.signals import WorkerSignals
+from streamserve.runtime import logs
+from streamserve.runtime.backoff import Backoff
+from streamserve.worker.monitor.board import SignalBoard
+
+_log = logs.get(__name__)
+_TIMEOUT_SECONDS: Final = 2.0
+_IDLE_LOOK_SECONDS: Final = 0.25
+
+
+class Publisher:
+    """Runs until cancelled. `endpoint` are the fields of WorkerEndpoint."""
+
+    def __init__(
+        self, url: str, keyspace: Keyspace, worker_id: str, board: SignalBoard, endpoint: Mapping[str, Any], rng: Random
+    ) -> None:
+        self._url = url
+        self._keys = keyspace
+        self._id = worker_id
+        self._board = board
+        self._endpoint = json.dumps(dict(endpoint)).encode()
+        self._backoff = Backoff(0.1, 2.0, rng)
+        self.connected = False
+        self.published = 0
+        self.failures = 0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with self._connect() as client:
+                    await client.ping()
+                    if not self.connected:
+                        _log.info("redis is connected")
+                    self.connected = True
+                    self._backoff.reset()
+                    await self._publish(client)
+            except (RedisError, OSError, TimeoutError) as error:
+                if self.connected or not self.failures:
+                    _log.warning("redis is away, serving goes on without it: %s", error)
+                self.failures += 1
+            finally:
+                self.connected = False
+            await asyncio.sleep(self._backoff.next())
+
+    async def withdraw(self) -> None:
+        """Delete this worker's keys. Quietly gives up on a Redis that is away."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._connect() as client:
+                pipe = client.pipeline(transaction=False)
+                pipe.delete(self._keys.worker_signals(self._id), self._keys.worker_endpoint(self._id))
+                pipe.zrem(self._keys.worker_index, self._id)
+                await pipe.execute()
+
+    def _connect(self) -> redis.Redis:
+        return redis.from_url(
+            self._url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, max_connections=2
+        )
+
+    async def _publish(self, client: redis.Redis) -> None:
+        hello_at = signals_at = -1e9
+        shown: WorkerSignals | None = None
+        while True:
+            now = time.monotonic()
+            if now - hello_at >= keys.ENDPOINT_INTERVAL_SECONDS:
+                await self._say_hello(client)
+                hello_at = now
+            self._board.changed.clear()
+            if now - signals_at >= keys.SIGNALS_HEARTBEAT_SECONDS or self._board.differs_from(shown):
+                packed = self._board.fresh()
+                shown = self._board.shown
+                await client.set(self._keys.worker_signals(self._id), packed, px=keys.SIGNALS_TTL_MS)
+                self.published += 1
+                signals_at = now
+            await self._pause(shown, signals_at)
+
+    async def _pause(self, shown: WorkerSignals | None, signals_at: float) -> None:
+        """Never sooner than the shortest interval; then when something happened, or soon if something runs."""
+        await asyncio.sleep(max(0.0, signals_at + keys.SIGNALS_MIN_INTERVAL_SECONDS - time.monotonic()))
+        busy = shown is not None and (shown.running_requests or shown.waiting_requests)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(keys.SIGNALS_MIN_INTERVAL_SECONDS if busy else _IDLE_LOOK_SECONDS):
+                await self._board.changed.wait()
+
+    async def _say_hello(self, client: redis.Redis) -> None:
+        seconds, microseconds = await client.time()
+        now_ms = seconds * 1_000 + microseconds // 1_000
+        pipe = client.pipeline(transaction=False)
+        pipe.set(self._keys.worker_endpoint(self._id), self._endpoint, px=keys.ENDPOINT_TTL_MS)
+        pipe.zadd(self._keys.worker_index, {self._id: now_ms})
+        pipe.zremrangebyscore(self._keys.worker_index, "-inf", now_ms - keys.INDEX_TTL_MS)
+        pipe.pexpire(self._keys.worker_index, keys.INDEX_TTL_MS)
+        await pipe.execute()

@@ -1,0 +1,190 @@
+"""Write down how fast an engine is, while it serves: a calibration that the simulator replays.
+
+Wraps any Engine and measures at the seam, so whatever lies between the server and the GPU is in the numbers:
+
+    prefill     time of `prefill(job)` that had the engine to itself, by prompt tokens
+    step        time between two chunks of a stream, by (running requests, depth), both unchanged meanwhile
+    transfer    time to the first chunk of a pulled request, less one step, by bytes moved
+    acceptance  the engine's own counts by position: c_i = (accepted_i / drafted_i) / (accepted_(i-1) / drafted_(i-1))
+
+A cell's value is the median of its last 512 samples. The file is replaced every 5 s and on stop, once there is a
+step or a prefill to tell of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Final, TypeVar
+
+from streamserve.contract.runtime_config import ConfigId, SpeculationConfig
+from streamserve.runtime import logs, process
+from streamserve.runtime.tasks import Tasks
+from streamserve.worker.pipeserve import calibration
+from streamserve.worker.pipeserve.calibration import Calibration
+from streamserve.worker.pipeserve.engine import (
+    Adopted,
+    Chunk,
+    Engine,
+    EngineInfo,
+    EngineSnapshot,
+    Job,
+    Prefilled,
+)
+
+_log = logs.get(__name__)
+WRITE_SECONDS: Final = 5.0
+_SAMPLES: Final = 512
+_LEAST_SAMPLES: Final = 3
+K = TypeVar("K", bound=Hashable)
+
+
+class Samples:
+    """Medians of the most recent samples of each key."""
+
+    def __init__(self) -> None:
+        self._of: dict[Hashable, deque[float]] = {}
+
+    def add(self, key: Hashable, seconds: float) -> None:
+        self._of.setdefault(key, deque(maxlen=_SAMPLES)).append(seconds)
+
+    def medians(self, least: int = _LEAST_SAMPLES) -> Mapping[Hashable, float]:
+        """Keys with few samples count only where there is nothing better."""
+        known = {key: median(values) for key, values in self._of.items() if len(values) >= least}
+        return known or {key: median(values) for key, values in self._of.items()}
+
+
+class Recorder:
+    """An Engine that is another one, and a file."""
+
+    def __init__(self, engine: Engine, file: Path) -> None:
+        self._engine = engine
+        self._file = file
+        self._prefills = Samples()
+        self._steps = Samples()
+        self._transfers = Samples()
+        self._prefilling = 0
+        self._prefill_starts = 0
+        self._tasks = Tasks("recorder")
+
+    def start(self) -> None:
+        self._tasks.spawn("write", self._write_often())
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    def snapshot(self) -> EngineSnapshot:
+        return self._engine.snapshot()
+
+    async def prefill(self, job: Job) -> Prefilled:
+        alone = self._prefilling == 0
+        self._prefilling += 1
+        self._prefill_starts += 1
+        starts = self._prefill_starts
+        began = time.perf_counter()
+        try:
+            done = await self._engine.prefill(job)
+        finally:
+            self._prefilling -= 1
+        if alone and starts == self._prefill_starts and not done.cached_prompt_tokens:
+            self._prefills.add(len(done.prompt_token_ids), time.perf_counter() - began)
+        return done
+
+    async def generate(
+        self, job: Job, *, kv_handle: bytes = b"", cached_prompt_tokens: int = 0
+    ) -> AsyncIterator[Chunk]:
+        chunks = self._engine.generate(job, kv_handle=kv_handle, cached_prompt_tokens=cached_prompt_tokens)
+        began = last = time.perf_counter()
+        before: tuple[int, int] | None = None
+        first_seconds = 0.0
+        try:
+            async for chunk in chunks:
+                now = time.perf_counter()
+                snapshot = self._engine.snapshot()
+                load = (max(snapshot.running_requests, 1), snapshot.depth)
+                if chunk.first_token_index == 0:
+                    first_seconds = now - began
+                elif load == before and chunk.outcome is None and snapshot.waiting_requests == 0:
+                    self._steps.add(load, now - last)
+                if chunk.outcome is not None and kv_handle and chunk.outcome.kv_transfer_bytes:
+                    self._transferred(chunk.outcome.kv_transfer_bytes, first_seconds, load)
+                last, before = now, load
+                yield chunk
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _transferred(self, size_bytes: int, first_seconds: float, load: tuple[int, int]) -> None:
+        step = self._steps.medians().get(load)
+        if step is not None and first_seconds > step:
+            self._transfers.add(size_bytes, first_seconds - step)
+
+    async def abort(self, request_id: str) -> None:
+        await self._engine.abort(request_id)
+
+    async def configure(self, id: ConfigId, speculation: SpeculationConfig) -> Adopted:
+        return await self._engine.configure(id, speculation)
+
+    async def stop(self) -> None:
+        self._write()
+        await self._tasks.stop()
+        await self._engine.stop()
+
+    async def _write_often(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            self._write()
+
+    def _write(self) -> None:
+        recorded = self.calibration()
+        if recorded is None:
+            return
+        try:
+            process.write_atomic(self._file, calibration.dump(recorded), mode=0o644)
+        except OSError as error:
+            _log.warning("cannot write the calibration: %s", error)
+
+    def calibration(self) -> Calibration | None:
+        """What is known so far; what this engine's role never does is taken from the built-in calibration."""
+        prefills = sorted((float(k), s) for k, s in self._prefills.medians().items() if isinstance(k, int))
+        steps = sorted((*k, s) for k, s in self._steps.medians().items() if isinstance(k, tuple))
+        if not prefills and not steps:
+            return None
+        rest = calibration.built_in()
+        transfers = sorted((float(k), s) for k, s in self._transfers.medians(1).items() if isinstance(k, int))
+        info = self._engine.info
+        parts = [
+            f"{name} recorded" if known else f"{name} built in"
+            for name, known in (("steps", steps), ("prefill", prefills), ("transfer", transfers))
+        ]
+        return Calibration(
+            source=f"{info.kind} {info.version}: {', '.join(parts)}",
+            engine_version=info.version,
+            vocabulary_size=info.vocabulary_size,
+            max_model_tokens=info.max_model_tokens,
+            max_running_requests=info.max_running_requests,
+            kv=info.kv,
+            steps=tuple(steps) or rest.steps,
+            prefills=tuple(prefills) or rest.prefills,
+            transfers=tuple(transfers) or rest.transfers,
+            acceptance=conditional_acceptance(self._engine.snapshot().positions),
+        )
+
+
+def conditional_acceptance(positions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """Acceptance given that all before were accepted, from (drafted, accepted) by position. Ends where data ends."""
+    rates: list[float] = []
+    survival = 1.0
+    for drafted, accepted in positions:
+        if not drafted or survival <= 0.0:
+            break
+        survives = accepted / drafted
+        rates.append(min(survives / survival, 1.0))
+        survival = survives
+    return tuple(rates)
