@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from streamserve.worker.pipeserve.engine import KvGeometry
 
 SUPPORTED = ("0.26.0", "0.32.0")
 
@@ -44,6 +47,9 @@ _NAMES = (
     "vllm.v1.core.sched.output:SchedulerOutput.__dataclass_fields__.num_scheduled_tokens",
     "vllm.v1.metrics.stats:SchedulerStats.__dataclass_fields__.kv_connector_stats",
     "vllm.distributed.nixl_utils:nixl_agent_config",
+    "vllm.distributed.kv_transfer.kv_connector.v1.nixl:NixlConnector",
+    "vllm.inputs.engine:tokens_input",
+    "vllm.v1.metrics.loggers:StatLoggerBase.log_engine_initialized",
     "vllm.config.scheduler:SchedulerConfig.get_scheduler_cls",
     "vllm.config.speculative:SpeculativeConfig.__dataclass_fields__.num_speculative_tokens_per_batch_size",
 )
@@ -227,3 +233,115 @@ def external_id(request_id: str) -> str:
     """The id that the caller gave: vLLM appends eight random characters to it."""
     name, dash, suffix = request_id.rpartition("-")
     return name if dash and len(suffix) == 8 else request_id
+
+
+def release_held(scheduler: Any, request_id: str) -> bool:
+    """Let the lease of a computed prompt, held for a pull, run out now; False when nothing is held under this id."""
+    request = scheduler.requests.get(request_id)
+    if request is None or not request.is_finished() or scheduler.connector is None:
+        return False
+    # The worker's side takes the deadline over at the next step and frees what has expired.
+    scheduler.connector.connector_scheduler._reqs_need_send[request_id] = time.perf_counter()
+    return True
+
+
+def engine_input(token_ids: Sequence[int]) -> Any:
+    """A prompt that needs no more processing; a raw one would take a detour over a thread pool."""
+    from vllm.inputs.engine import tokens_input
+
+    return tokens_input(list(token_ids))
+
+
+def stat_logger(observe: Callable[[Mapping[str, list[float]]], None]) -> Any:
+    """A factory for AsyncLLM's `stat_loggers` that hands the KV connector's own counts of each step to `observe`."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class TransferLogger(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            super().__init__(vllm_config, engine_index)
+
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+            if scheduler_stats is not None and scheduler_stats.kv_connector_stats:
+                observe(scheduler_stats.kv_connector_stats)
+
+        def log_engine_initialized(self) -> None:
+            """Nothing to say; abstract in vLLM."""
+
+    return TransferLogger
+
+
+def transfer_config(values: Mapping[str, Any]) -> Any:
+    from vllm.config import KVTransferConfig
+
+    return KVTransferConfig(**values)
+
+
+def start(args: Any, logger_factory: Any) -> Any:
+    """A loaded AsyncLLM; blocks until the engine core and its workers are up."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(args, stat_loggers=[logger_factory])
+
+
+def limits(llm: Any) -> tuple[int, int, int]:
+    """(vocabulary size, longest prompt and answer in tokens, requests that run at once)."""
+    config = llm.vllm_config
+    return (
+        int(config.model_config.get_vocab_size()),
+        int(config.model_config.max_model_len),
+        int(config.scheduler_config.max_num_seqs),
+    )
+
+
+def priority(llm: Any, wanted: int) -> int:
+    """vLLM refuses a priority unless its queue is ordered by it; in vLLM the lowest number goes first."""
+    return -wanted if llm.vllm_config.scheduler_config.policy == "priority" else 0
+
+
+def kv_geometry(llm: Any) -> KvGeometry:
+    """Size of a KV block from the models' shapes: 2 · layers · heads · head size · bytes of the dtype · tokens."""
+    config = llm.vllm_config
+    models = [config.model_config]
+    speculative = config.speculative_config
+    if speculative is not None and speculative.draft_model_config is not None and speculative.method != "ngram":
+        models.append(speculative.draft_model_config)
+    block_tokens = int(config.cache_config.block_size)
+    per_token = 0
+    layers = []
+    for model in models:
+        dtype = cache_dtype(config, model)
+        count = int(model.get_num_layers(config.parallel_config))
+        heads = int(model.get_total_num_kv_heads())
+        layers.append(count)
+        per_token += 2 * count * heads * int(model.get_head_size()) * int(dtype.itemsize)
+    return KvGeometry(
+        block_tokens=block_tokens,
+        bytes_per_block=block_tokens * per_token,
+        total_blocks=int(config.cache_config.num_gpu_blocks or 1) - 1,
+        target_layers=layers[0],
+        draft_layers=sum(layers[1:]),
+        dtype=str(cache_dtype(config, config.model_config)).removeprefix("torch."),
+    )
+
+
+def cache_dtype(config: Any, model: Any) -> Any:
+    """torch dtype of the KV cache: the model's own unless the cache is told another."""
+    name = config.cache_config.cache_dtype
+    if name == "auto":
+        return model.dtype
+    from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
+
+    return STR_DTYPE_TO_TORCH_DTYPE[name]
+
+
+def is_engine_death(error: BaseException) -> bool:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return isinstance(error, EngineDeadError)
+
+
+def is_bad_request(error: BaseException) -> bool:
+    """Whether vLLM means that the request is wrong: ValueError in 0.26.0, an error class of its own in 0.32.0."""
+    from vllm.exceptions import VLLMValidationError
+
+    return isinstance(error, (VLLMValidationError, ValueError, TypeError))

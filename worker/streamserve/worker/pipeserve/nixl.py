@@ -36,7 +36,7 @@ def tame(delay_microseconds: int) -> bool:
     # vLLM sets this before it imports NIXL, which we now do first.
     os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")
     try:
-        api = importlib.import_module("nixl._api")
+        api: Any = importlib.import_module("nixl._api")
     except ImportError:
         return False
     bindings: Any = api.nixlBind
@@ -52,7 +52,7 @@ class _Bindings(ModuleType):
         super().__init__("nixl._bindings")
         self._bindings = bindings
 
-        class AgentConfig(bindings.nixlAgentConfig):  # type: ignore[misc]
+        class AgentConfig(bindings.nixlAgentConfig):
             @property
             def pthrDelay(self) -> int:
                 return int(super().pthrDelay)

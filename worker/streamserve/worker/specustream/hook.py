@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONFIGURE = "streamserve_configure"
 """Name of the utility that AsyncLLM calls to swap the policy."""
+RELEASE = "streamserve_release"
+"""Name of the utility that frees a computed prompt nobody will pull any more."""
 
 
 def scheduler(*args: Any, **kwargs: Any) -> Any:
@@ -36,6 +38,7 @@ def scheduler(*args: Any, **kwargs: Any) -> Any:
     lifeline.hold_to_parent()
     compat.check()
     compat.add_engine_utility(CONFIGURE, _configure)
+    compat.add_engine_utility(RELEASE, _release)
     vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     base = compat.scheduler_base(vllm_config)
     return type("SpecuStreamScheduler", (SpecuStream, base), {})(*args, **kwargs)
@@ -45,6 +48,10 @@ def _configure(engine_core: Any, payload: str) -> str:
     """Runs on the engine's thread between two steps; returns the (generation, step) then in force as JSON."""
     adopted: Adopted = engine_core.scheduler.streamserve_configure(Configure.from_json(payload))
     return json.dumps({"generation": adopted.generation, "step": adopted.step})
+
+
+def _release(engine_core: Any, request_id: str) -> bool:
+    return compat.release_held(engine_core.scheduler, request_id)
 
 
 class SpecuStream:

@@ -1,0 +1,176 @@
+"""From a StreamPair's engine arguments to vLLM's own: every vLLM flag is accepted, except those that we set.
+
+Arguments are flags without dashes (`max-model-len: "8192"`). A switch takes "true" or "false". A flag that vLLM does
+not have is refused with the nearest one it has; one that is ours is refused with the place where to set it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from streamserve.contract.runtime_config import SpeculationConfig
+from streamserve.runtime.errors import SetupError
+from streamserve.worker.specustream.policy import DepthPolicy
+
+OWNED: Final = {
+    "model": "spec.model.name",
+    "served-model-name": "spec.model.servedNames",
+    "speculative-config": "spec.speculation",
+    "spec-method": "spec.speculation",
+    "spec-model": "spec.speculation",
+    "spec-tokens": "spec.speculation",
+    "kv-transfer-config": "the worker, which moves KV over NIXL",
+    "scheduler-cls": "the worker, which decides the speculation depth in it",
+    "worker-extension-cls": "the worker, which tames NIXL in it",
+    "additional-config": "the worker",
+    "disable-log-stats": "the worker, which counts transferred bytes by them",
+    "host": "the worker's own address",
+    "port": "the worker's own address",
+    "config": "spec.engine.args",
+    "headless": "the worker",
+    "api-server-count": "the worker",
+}
+_OWNED_PREFIX: Final = {"data-parallel": "spec.lanes: a lane has data parallel size 1, add lanes instead"}
+
+METHODS: Final = {"DraftModel": "draft_model", "Ngram": "ngram", "Eagle": "eagle", "Eagle3": "eagle3", "Mtp": "mtp"}
+_V1_RUNNER_ONLY: Final = ("DraftModel", "Ngram")
+DEFAULT_MAX_RUNNING: Final = {"cpu": 64, "other": 256}
+
+CPU_ENVIRONMENT: Final = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "UCX_TLS": "tcp,self,sm",
+}
+_ENVIRONMENT: Final = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+def depth_policy(speculation: SpeculationConfig) -> DepthPolicy:
+    """The scheduler's form of the runtime configuration."""
+    return DepthPolicy(
+        policy=speculation.policy.value,
+        min_depth=speculation.min_depth,
+        max_depth=speculation.max_depth,
+        fixed_depth=speculation.fixed_depth,
+        itl_seconds=speculation.inter_token_latency_ms / 1000,
+        probe_fraction=speculation.probe_percent / 100,
+    )
+
+
+def set_environment(*, on_cpu: bool, method: str, model: str, nixl_address: tuple[str, int]) -> None:
+    """What vLLM reads from the environment of the process that starts it. The user's own values stay."""
+    defaults = dict(_ENVIRONMENT)
+    if on_cpu:
+        defaults |= CPU_ENVIRONMENT
+    if method in _V1_RUNNER_ONLY:
+        # The second runner drafts the full depth whatever the scheduler says.
+        defaults["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = nixl_address[0]
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(nixl_address[1])
+
+
+def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:
+    """vLLM's AsyncEngineArgs for `given` flags. Raises SetupError naming the flag."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    parser = AsyncEngineArgs.add_cli_args(_parser())
+    known = {name: action for action in parser._actions for name in action.option_strings}
+    arguments = ["--model", model]
+    for name, value in given.items():
+        arguments += _flag(name.lstrip("-").replace("_", "-"), str(value), known)
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    if args.max_num_seqs is None:
+        args.max_num_seqs = DEFAULT_MAX_RUNNING["cpu" if on_cpu else "other"]
+    if on_cpu and "enforce-eager" not in given and "no-enforce-eager" not in given:
+        args.enforce_eager = True
+    args.disable_log_stats = False
+    return args
+
+
+def _flag(name: str, value: str, known: Mapping[str, argparse.Action]) -> list[str]:
+    base = name.removeprefix("no-")
+    owner = OWNED.get(base) or next((o for p, o in _OWNED_PREFIX.items() if base.startswith(p)), None)
+    if owner:
+        raise SetupError(f"engine argument {name} is not yours to set: it follows {owner}")
+    action = known.get(f"--{name}")
+    if action is None:
+        near = difflib.get_close_matches(f"--{name}", known, n=1)
+        hint = f"; did you mean {near[0].lstrip('-')}?" if near else ""
+        raise SetupError(f"vLLM has no engine argument {name}{hint}")
+    if action.nargs != 0:
+        return [f"--{name}", value]
+    if value.lower() in ("true", ""):
+        return [f"--{name}"]
+    if value.lower() == "false":
+        negated = f"--no-{name}"
+        return [negated] if negated in known else []
+    raise SetupError(f"engine argument {name} is a switch; write true or false, not {value!r}")
+
+
+def _parser() -> Any:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise SetupError(f"vLLM does not take these engine arguments: {message}")
+
+    return Parser()
+
+
+def speculative_config(
+    *, method: str, draft: str | None, max_depth: int, role: str, max_running: int
+) -> dict[str, Any] | None:
+    """vLLM's speculative_config; the same method and drafter on both sides of a lane, for draft KV moves too."""
+    if method == "None" or max_depth == 0:
+        return None
+    if method not in METHODS:
+        known = ", ".join(["None", *METHODS])
+        raise SetupError(f"speculation.method {method} is not in this release; use one of {known}")
+    if method not in ("Ngram", "Mtp") and not draft:
+        raise SetupError(f"speculation.method {method} needs a draft model; set speculation.draft.name")
+    table = [[1, max_running, 0]] if role == "prefill" else depth_table(max_depth, max_running)
+    config: dict[str, Any] = {
+        "method": METHODS[method],
+        "num_speculative_tokens": max_depth,
+        "num_speculative_tokens_per_batch_size": table,
+    }
+    if method == "Ngram":
+        config |= {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    elif method != "Mtp":
+        config["model"] = draft
+    return config
+
+
+def depth_table(max_depth: int, max_running: int) -> list[list[int]]:
+    """[first batch, last batch, depth], deepest for small batches, every depth named where `max_running` has room.
+
+    It declares to vLLM which depths will come, and is what is left to steer by if the law fails.
+    """
+    table: list[list[int]] = []
+    first, size = 1, 4
+    for depth in range(max_depth, -1, -1):
+        last = max_running if depth == 0 else min(first + size - 1, max_running - depth)
+        if last < first:
+            continue
+        table.append([first, last, depth])
+        first, size = last + 1, min(2 * size, 32) if len(table) > 1 else size
+    return table
+
+
+def transfer_config(*, on_cpu: bool) -> dict[str, Any]:
+    """Both roles send and receive: a decode engine also computes short prompts. A lost transfer is an error."""
+    return {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_both",
+        "kv_buffer_device": "cpu" if on_cpu else "cuda",
+        "kv_load_failure_policy": "fail",
+    }
