@@ -35,6 +35,7 @@ from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, Specula
 
 REVISION = "rev-1"
 NAMESPACE = "local"
+SPECULATION = ("--method", "DraftModel", "--draft", "draft", "--model", "target", "--max-depth", "6")
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
@@ -201,7 +202,8 @@ class LocalFleet:
         *,
         lanes: int = 2,
         engine: str = "Simulator",
-        worker_arguments: Sequence[str] = (),
+        engine_arguments: Mapping[str, str] | None = None,
+        worker_arguments: Sequence[str] = SPECULATION,
         worker_environment: Mapping[str, str] | None = None,
         router_arguments: Sequence[str] = (),
         config: RuntimeConfig | None = None,
@@ -222,7 +224,12 @@ class LocalFleet:
             for role in ("prefill", "decode"):
                 name = f"{lane}-{role}-0"
                 self.processes[name] = self._worker(
-                    name, role, lane, engine, worker_arguments, worker_environment or {}
+                    name,
+                    role,
+                    lane,
+                    engine,
+                    (*worker_arguments, "--engine-args", json.dumps(dict(engine_arguments or {}))),
+                    worker_environment or {},
                 )
         self.processes["router"] = self._router(router_arguments, with_fleet_file)
 

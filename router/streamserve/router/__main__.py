@@ -29,7 +29,7 @@ from streamserve.v1 import admin_pb2_grpc
 
 _READINESS_SECONDS = 0.25
 _CUT_SECONDS = 2.0
-_log = logs.get(__name__)
+_log = logs.get("streamserve.router")
 
 
 class Router:
