@@ -13,6 +13,7 @@ supervisor.py lanes.py redis.py push.py watch.py drain.py status.py guard.py rea
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -63,6 +64,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     if sys.platform not in ("linux", "darwin"):
         raise Refused(f"`up` needs Linux (or macOS with --engine Simulator); this is {sys.platform}")
+    # We fork only to exec; gRPC's fork handlers would write a line to stderr each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from streamserve.cli.up.app import Options, serve
 
     return serve(

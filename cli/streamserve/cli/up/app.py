@@ -360,7 +360,10 @@ class _App:
         if verdict.nothing:
             self._reporter.say("the file was saved, no setting has changed")
             return
-        if refused := verdict.refused or await asyncio.to_thread(self._obstacles, new):
+        refused = verdict.refused
+        if not refused and (verdict.cold or verdict.scale):
+            refused = await asyncio.to_thread(self._obstacles, new)
+        if refused:
             self._refuse(refused)
             return
         try:
@@ -371,8 +374,8 @@ class _App:
         self._pair, self._config, self._revision = new, config, revision_of(new)
         if self._push is None:
             return
-        await self._push.write(config)
         self._tell(verdict)
+        await self._push.write(config)
         self._tasks.spawn(f"echo/{config.id.generation}", self._prove(config, verdict, saved_at))
         self._wake.set()
 

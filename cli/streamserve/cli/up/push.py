@@ -60,9 +60,7 @@ class ConfigPush:
         """To both places. Redis being away is no failure: the file is watched, and `keep` writes again."""
         self._current = config
         data = runtime_config.encode(config)
-        pushed = asyncio.create_task(self._push(data))
-        write_atomic(self._file, data)
-        await pushed
+        await asyncio.gather(self._push(data), asyncio.to_thread(write_atomic, self._file, data))
 
     async def _push(self, data: bytes) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):

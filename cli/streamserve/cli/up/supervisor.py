@@ -136,6 +136,7 @@ class Child:
         return self.state is State.UP
 
     def start(self) -> None:
+        self.started_at = time.monotonic()
         self._set(State.STARTING)
         self._task = asyncio.create_task(self._run(), name=f"child/{self.name}")
 

@@ -1,0 +1,175 @@
+"""Children that die, hang, leave grandchildren behind: with real, tiny processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from random import Random
+
+import psutil
+import pytest
+
+from streamserve.cli.up import supervisor
+from streamserve.cli.up.commands import Command
+from streamserve.cli.up.supervisor import Child, Reaper, State, last_line, rotate
+
+READY = "import json, pathlib; pathlib.Path({ready!r}).write_text(json.dumps({{'grpc': 'x:1'}}));"
+
+
+@pytest.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    one = Reaper()
+    await one.start()
+    yield one
+    await one.stop()
+
+
+MakeChild = Callable[..., Child]
+
+
+@pytest.fixture
+async def make_child(tmp_path: Path, reaper: Reaper) -> AsyncIterator[MakeChild]:
+    made: list[Child] = []
+
+    def make(code: str, said: list[str] | None = None) -> Child:
+        ready = tmp_path / "ready.json"
+        child = Child(
+            Command(name="c", argv=(sys.executable, "-c", code.format(ready=str(ready))), ready_file=ready),
+            log=tmp_path / "c.log",
+            environment=dict(os.environ),
+            reaper=reaper,
+            rng=Random(1),
+            changed=lambda: None,
+            say=(said if said is not None else []).append,
+        )
+        made.append(child)
+        child.start()
+        return child
+
+    yield make
+    for child in made:
+        await child.stop(1.0)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_child_is_up_when_its_ready_file_can_be_read(make_child: MakeChild) -> None:
+    child = make_child(READY + "import time; time.sleep(60)")
+    assert child.state is State.STARTING
+    await until(lambda: child.up)
+    assert child.info == {"grpc": "x:1"}
+    await child.stop(5.0)
+    assert child.state is State.STOPPED
+
+
+async def test_a_child_that_dies_is_started_again_and_its_last_words_are_told(make_child: MakeChild) -> None:
+    said: list[str] = []
+    child = make_child("print('the disk is full'); raise SystemExit(3)", said)
+    await until(lambda: child.restarts >= 2)
+    assert "ended with status 3" in said[0]
+    assert "the disk is full" in said[0]
+    assert child.failures >= 2
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_when_its_grace_is_over(make_child: MakeChild) -> None:
+    child = make_child("import signal, time; signal.signal(15, signal.SIG_IGN);" + READY + "time.sleep(60)")
+    await until(lambda: child.up)
+    began, pid = time.monotonic(), child.pid
+    await child.stop(0.3)
+    assert time.monotonic() - began < 3
+    assert gone(pid)
+
+
+async def test_a_hurry_ends_the_grace(make_child: MakeChild) -> None:
+    child = make_child("import signal, time; signal.signal(15, signal.SIG_IGN);" + READY + "time.sleep(60)")
+    await until(lambda: child.up)
+    hurry = asyncio.Event()
+    hurry.set()
+    began = time.monotonic()
+    await child.stop(30.0, hurry)
+    assert time.monotonic() - began < 3
+
+
+async def test_grandchildren_do_not_outlive_a_child_that_died(make_child: MakeChild) -> None:
+    child = make_child(
+        "import os, subprocess, sys, time;"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "print('grandchild', p.pid, flush=True);" + READY + "time.sleep(60)"
+    )
+    await until(lambda: child.up)
+    grandchild = int(child.last_words().split()[1])
+    os.kill(child.pid, 9)
+    await until(lambda: gone(grandchild))
+
+
+async def test_the_reaper_ends_what_is_left_when_its_input_ends(tmp_path: Path) -> None:
+    reaper = Reaper()
+    await reaper.start()
+    stubborn = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
+        start_new_session=True,
+    )
+    reaper.add(stubborn.pid)
+    await reaper.stop()
+    assert await asyncio.wait_for(stubborn.wait(), 5) == -9
+
+
+async def test_the_guard_kills_its_program_with_its_parent(tmp_path: Path) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import os, subprocess, sys, time;"
+        "p = subprocess.Popen([sys.executable, '-m', 'streamserve.cli.up.guard', '--parent', str(os.getpid()), '--',"
+        " 'sleep', '60']);"
+        "time.sleep(1); print(p.pid, flush=True); time.sleep(60)",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    program = int(await asyncio.wait_for(parent.stdout.readline(), 10))
+    await until(lambda: psutil.Process(program).name() == "sleep")
+    parent.kill()
+    await parent.wait()
+    await until(lambda: gone(program), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("", ""),
+        ("one\n\n  \n", "one"),
+        ('{"level": "ERROR", "message": "no such flag"}\n', "no such flag"),
+        ('{"broken\n', '{"broken'),
+        ("[1, 2]\n", "[1, 2]"),
+    ],
+)
+def test_last_line(tmp_path: Path, text: str, want: str) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(text)
+    assert last_line(log) == want
+
+
+def test_a_long_log_keeps_one_older_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
+    log = tmp_path / "x.log"
+    with log.open("ab") as writer:
+        writer.write(b"0123456789ab")
+        writer.flush()
+        rotate(log)
+        writer.write(b"new")
+    assert log.read_bytes() == b"new"
+    assert (tmp_path / "x.log.1").read_bytes() == b"0123456789ab"
