@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--engine", default="Vllm", choices=("Vllm", "Simulator"), help="default: Vllm")
     engine.add_argument("--model", default="", metavar="M", help="folder or hub id of the model (Vllm needs it)")
     engine.add_argument("--draft", metavar="D", help="folder or hub id of the draft model")
-    engine.add_argument("--method", default="None", choices=METHODS, help="how drafts are made; default: None")
+    engine.add_argument(
+        "--method", choices=METHODS, help="how drafts are made; default: None, for the simulator DraftModel"
+    )
     engine.add_argument(
         "--max-depth", type=int, default=6, metavar="N", help=f"deepest draft to build for, 1..{MAX_DEPTH}; default: 6"
     )
@@ -156,7 +158,7 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.e
         metrics=given.metrics,
         model=given.model,
         draft=given.draft,
-        method=given.method,
+        method=given.method or ("DraftModel" if given.engine == "Simulator" else "None"),
         max_depth=given.max_depth,
         engine_args=_engine_args(given.engine_args),
         config=given.config,

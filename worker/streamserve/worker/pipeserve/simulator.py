@@ -24,6 +24,7 @@ from typing import Final
 from streamserve.contract.errors import InvalidRequest, StreamServeError, TransferFailed, WorkerLost
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 from streamserve.runtime import logs
+from streamserve.runtime.errors import SetupError
 from streamserve.runtime.tasks import Tasks
 from streamserve.worker.pipeserve import calibration as calibrations
 from streamserve.worker.pipeserve import limits, simulated_kv, simulated_tokens, simulator_options
@@ -79,7 +80,11 @@ async def create(
     depth = max_depth if role == "decode" and method != "None" else 0
     engine = Simulator(role=role, worker_id=worker_id, max_depth=depth, options=options)
     await engine.start(nixl_address)
-    await engine.configure(initial.id, initial.speculation)
+    try:
+        await engine.configure(initial.id, initial.speculation)
+    except InvalidRequest as error:
+        await engine.stop()
+        raise SetupError(f"the configuration does not fit this engine: {error.message}") from None
     _log.info("simulator is up", extra={"calibration": replayed.source, "model": model, "role": role})
     return engine
 
@@ -166,6 +171,8 @@ class Simulator:
 
     async def prefill(self, job: Job) -> Prefilled:
         ids = self._tokenize(job.prompt)
+        # Refused here rather than by the decode worker, after the work was done.
+        limits.max_new_tokens(job.sampling, prompt_tokens=len(ids), max_model_tokens=self._info.max_model_tokens)
         stream = self._submit(job, ids, max_tokens=1, hold=True, remote=False)
         try:
             while not (stream.error or stream.sequence.request_id in self.scheduler.held):
@@ -219,7 +226,8 @@ class Simulator:
             stream.ready.set()
 
     async def configure(self, id: ConfigId, speculation: SpeculationConfig) -> Adopted:
-        if self._role == "decode" and speculation.max_depth > self._info.max_depth:
+        # Without a drafter there is nothing that a bound could bound.
+        if 0 < self._info.max_depth < speculation.max_depth:
             raise InvalidRequest(
                 f"depth {speculation.max_depth} is more than the {self._info.max_depth} that this engine was built "
                 "for; lower depth.max, or raise maxDepth, which replaces the lanes",
