@@ -127,7 +127,8 @@ class RedisConnection:
 
 
 def _packed(command: Command) -> bytes:
-    return hiredis.pack_command(command)  # type: ignore[arg-type]  # the stub says a tuple of one
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # the stub says a tuple of one
+    return packed
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext:

@@ -1,0 +1,104 @@
+"""Which of two values is newer, and what of our own work the newer one does not show yet."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamserve.contract.signals import Ack, Role, WorkerSignals, encode
+from streamserve.router.signals.bookings import Booking, Ledger
+from streamserve.router.signals.store import LatestSignals, Offer
+
+BASE = WorkerSignals(role=Role.DECODE, boot_id=11, epoch=5, uid_fingerprint=1)
+ROUTER = 77
+
+
+def value(**changes: object) -> bytes:
+    return encode(replace(BASE, **changes))  # type: ignore[arg-type]
+
+
+def test_a_higher_epoch_of_the_same_boot_wins() -> None:
+    latest = LatestSignals(Role.DECODE)
+    assert latest.offer(value(), 1.0) is Offer.NEW_BOOT
+    assert latest.offer(value(epoch=6, depth=3), 2.0) is Offer.FRESH
+    assert latest.signals is not None and latest.signals.depth == 3
+    assert latest.seen_at_seconds == 2.0
+
+
+def test_an_equal_or_lower_epoch_does_not_make_the_value_younger() -> None:
+    latest = LatestSignals(Role.DECODE)
+    latest.offer(value(), 1.0)
+    assert latest.offer(value(), 2.0) is Offer.OLD
+    assert latest.offer(value(epoch=5, depth=1), 2.0) is Offer.OLD
+    assert latest.offer(value(epoch=4), 2.0) is Offer.OLD
+    assert latest.seen_at_seconds == 1.0
+
+
+def test_a_new_boot_replaces_and_the_old_one_never_comes_back() -> None:
+    latest = LatestSignals(Role.DECODE)
+    latest.offer(value(epoch=900), 1.0)
+    assert latest.offer(value(boot_id=12, epoch=1), 2.0) is Offer.NEW_BOOT
+    assert latest.offer(value(boot_id=11, epoch=901), 3.0) is Offer.OLD
+    assert latest.boot_id == 12 and latest.signals is not None and latest.signals.epoch == 1
+
+
+def test_garbage_is_counted_and_changes_nothing() -> None:
+    latest = LatestSignals(Role.DECODE)
+    latest.offer(value(), 1.0)
+    for raw in (b"", b"x" * 128, b"\xff" * 600, value(role=Role.PREFILL, epoch=9)):
+        assert latest.offer(raw, 2.0) is Offer.GARBAGE
+    assert latest.quarantined == 4 and latest.signals == BASE and latest.last_garbage
+
+
+@given(st.binary(max_size=600))
+def test_no_bytes_make_the_store_raise(raw: bytes) -> None:
+    assert LatestSignals(Role.DECODE).offer(raw, 1.0) in set(Offer)
+
+
+def test_what_is_above_the_acknowledgement_is_booked() -> None:
+    ledger = Ledger(ROUTER)
+    for tokens in (10, 20, 30):
+        ledger.book(tokens)
+    ledger.acknowledge(replace(BASE, acks=(Ack(ROUTER, 2), Ack(ROUTER + 1, 99))))
+    assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (1, 30, 3)
+
+
+def test_a_release_is_idempotent_and_tells_who_waits() -> None:
+    told: list[str] = []
+    ledger = Ledger(ROUTER)
+    booking = Booking("w", ledger, ROUTER, 10, lambda: told.append("changed"))
+    assert (booking.dispatch.router_id, booking.dispatch.sequence) == (ROUTER, 1)
+    booking.release()
+    booking.release()
+    assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (0, 0, 0)
+    assert told == ["changed"]
+
+
+def test_a_restart_forgets_what_the_old_start_was_sent() -> None:
+    ledger = Ledger(ROUTER)
+    first = ledger.book(10)
+    ledger.restarted()
+    assert (ledger.booked_requests, ledger.own_requests) == (0, 1)
+    ledger.release(first)
+    assert ledger.own_requests == 0
+    assert ledger.book(1) == 2, "sequences go on: the same router never repeats one"
+
+
+@given(st.lists(st.sampled_from(["book", "ack", "release", "restart"]), max_size=80))
+def test_when_everything_is_released_nothing_is_booked(history: list[str]) -> None:
+    ledger, held, ack = Ledger(ROUTER), [], 0
+    for event in history:
+        if event == "book":
+            held.append(ledger.book(7))
+        elif event == "ack" and held:
+            ack = max(ack, held[len(held) // 2])
+            ledger.acknowledge(replace(BASE, acks=(Ack(ROUTER, ack),)))
+        elif event == "release" and held:
+            ledger.release(held.pop(0))
+        elif event == "restart":
+            ledger.restarted()
+        assert ledger.booked_tokens == 7 * ledger.booked_requests
+        assert 0 <= ledger.booked_requests <= ledger.own_requests == len(held)
+    for sequence in held:
+        ledger.release(sequence)
+    assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (0, 0, 0)
