@@ -168,6 +168,7 @@ class Worker:
             metrics=self._metrics,
             reloader=reloader,
             config=source,
+            slow_reader_seconds=chosen.slow_reader_seconds,
         )
         self._front.attach(serving)
         publisher = None

@@ -14,6 +14,7 @@ from streamserve.contract.runtime_config import MAX_DEPTH
 from streamserve.runtime.errors import SetupError
 from streamserve.runtime.grpc import split_address
 from streamserve.runtime.tls import TlsFiles, from_arguments
+from streamserve.worker.streams import SLOW_READER_SECONDS
 
 REDIS_VARIABLE = "STREAMSERVE_REDIS_URL"
 DEFAULT_DRAIN_SECONDS = 20.0
@@ -58,6 +59,7 @@ class Options:
     record: Path | None
     tls: TlsFiles | None
     drain_seconds: float
+    slow_reader_seconds: float
     log_level: str
 
 
@@ -122,6 +124,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help=f"longest drain after SIGTERM; default: {DEFAULT_DRAIN_SECONDS:g}",
     )
+    life.add_argument(
+        "--slow-reader-seconds",
+        type=float,
+        default=SLOW_READER_SECONDS,
+        metavar="S",
+        help=f"a stream of which nothing is read for so long is ended; default: {SLOW_READER_SECONDS:g}",
+    )
     life.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return p
 
@@ -137,6 +146,8 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.e
         raise SetupError(f"--max-depth is {given.max_depth}; use 1 to {MAX_DEPTH}")
     if not 0 <= given.drain_seconds <= 3_600:
         raise SetupError(f"--drain-seconds is {given.drain_seconds:g}; use 0 to 3600")
+    if not 0 < given.slow_reader_seconds <= 3_600:
+        raise SetupError(f"--slow-reader-seconds is {given.slow_reader_seconds:g}; use more than 0, at most 3600")
     if given.calibration and given.engine != "Simulator":
         raise SetupError("--calibration is for --engine Simulator; a real engine measures itself")
     if given.engine == "Vllm":
@@ -169,6 +180,7 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.e
         record=given.record,
         tls=from_arguments(given.tls_ca, given.tls_certificate, given.tls_key),
         drain_seconds=given.drain_seconds,
+        slow_reader_seconds=given.slow_reader_seconds,
         log_level=given.log_level,
     )
 
