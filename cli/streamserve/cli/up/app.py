@@ -407,8 +407,9 @@ class _App:
             return
         workers = lanes.addresses(revision=self._revision if verdict.cold else None)
         routers = {"router": str(router.info["grpc"])} if router.up else {}
+        before = time.monotonic() - saved_at
         echo = await self._push.echo(config.id, workers, routers, push.ECHO_SECONDS)
-        took = f"{(time.monotonic() - saved_at) * 1e3:.0f} ms"
+        took = f"{(before + echo.seconds) * 1e3:.0f} ms"
         what = f": {verdict.hot}" if verdict.hot else ""
         count = f"generation {config.id.generation} on {len(echo.applied)} of {len(echo.wanted)} in {took}{what}"
         if not echo.missing:

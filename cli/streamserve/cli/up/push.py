@@ -23,6 +23,7 @@ from streamserve.contract import keys, runtime_config, signals
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.runtime import grpc as transport
 from streamserve.runtime.process import write_atomic
+from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 ECHO_SECONDS: Final = 15.0
@@ -33,11 +34,29 @@ _RPC_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class Echo:
-    """Who has applied a configuration. `refused` says why somebody did not."""
+    """Who has applied a configuration, and how long that took. `refused` says why somebody did not."""
 
     wanted: frozenset[str]
     applied: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def has(self, name: str) -> None:
+        self.applied.add(name)
+        self.refused.pop(name, None)
+        self._check()
+
+    def refuses(self, name: str, why: str) -> None:
+        self.refused[name] = why
+        self._check()
+
+    def _check(self) -> None:
+        if self.wanted <= self.applied | self.refused.keys():
+            self.settled.set()
 
     @property
     def missing(self) -> list[str]:
@@ -89,21 +108,22 @@ class ConfigPush:
         self, wanted: ConfigId, workers: Mapping[str, str], routers: Mapping[str, str], timeout_seconds: float
     ) -> Echo:
         """Wait until all of them (name → gRPC address) echo `wanted`, or the time is over, or all others refused."""
-        result = Echo(frozenset((*workers, *routers)))
+        began, result = time.monotonic(), Echo(frozenset((*workers, *routers)))
         async with contextlib.AsyncExitStack() as stack:
             channels: dict[str, grpc.aio.Channel] = {}
             for name, address in (*workers.items(), *routers.items()):
                 channels[name] = transport.channel(address)
                 stack.push_async_callback(channels[name].close, None)
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await asyncio.gather(
-                        self._from_signals(wanted, list(workers), result),
-                        *(_ask_worker(wanted, name, channels[name], result) for name in workers),
-                        *(_ask_router(wanted, name, channels[name], result) for name in routers),
-                    )
-            except TimeoutError:
-                return result
+            tasks = Tasks("echo")
+            tasks.spawn("signals", self._from_signals(wanted, list(workers), result))
+            for name in workers:
+                tasks.spawn(name, _ask_worker(wanted, name, channels[name], result))
+            for name in routers:
+                tasks.spawn(name, _ask_router(wanted, name, channels[name], result))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(result.settled.wait(), timeout_seconds)
+            result.seconds = time.monotonic() - began
+            await tasks.stop()
         return result
 
     async def _from_signals(self, wanted: ConfigId, workers: list[str], result: Echo) -> None:
@@ -114,7 +134,7 @@ class ConfigPush:
                 values = []
             for name, value in zip(left, values, strict=False):
                 if isinstance(value, bytes) and _shows(wanted, value):
-                    result.applied.add(name)
+                    result.has(name)
             await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -150,10 +170,9 @@ async def _ask_router(wanted: ConfigId, name: str, channel: grpc.aio.Channel, re
 
 def _settle(wanted: ConfigId, name: str, seen: tuple[int, int], error: str, result: Echo) -> bool:
     if seen >= wanted.order:
-        result.applied.add(name)
-        result.refused.pop(name, None)
+        result.has(name)
         return True
     if error:
-        result.refused[name] = error
+        result.refuses(name, error)
         return True
     return False

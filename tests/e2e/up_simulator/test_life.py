@@ -1,0 +1,129 @@
+"""Start, refusals, death and the end: nothing stays behind, and what dies comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_and_leaves_nothing(up: Any, signum: int) -> None:
+    up.start()
+    run_dir, ports = up.ready["run_dir"], [up.ready[key] for key in ("grpc", "http", "redis")]
+    began = time.monotonic()
+    assert up.stop(signum) == 0
+    assert time.monotonic() - began < 30
+    assert up.processes() == []
+    assert not os.path.exists(run_dir)
+    assert not up.ready_file.exists()
+    for port in ports:
+        host, _, number = port.rpartition(":")
+        with socket.socket() as probe:
+            assert probe.connect_ex((host, int(number))) != 0
+
+
+def test_kill_9_of_up_leaves_nothing_after_five_seconds(up: Any) -> None:
+    up.start()
+    assert len(up.processes()) == 8  # up, reaper, Redis, router, two lanes
+    os.kill(up.pid, signal.SIGKILL)
+    assert up.process is not None
+    up.process.wait(5)
+    deadline = time.monotonic() + 5
+    while up.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert up.processes() == []
+
+
+def test_a_second_ctrl_c_is_quicker(up: Any) -> None:
+    up.start()
+    for worker in ("lane-0-prefill-0", "lane-0-decode-0", "lane-1-prefill-0", "lane-1-decode-0"):
+        up.find(f"--id {worker}").suspend()
+    up.process.send_signal(signal.SIGINT)
+    up.line("stopping")
+    began = time.monotonic()
+    assert up.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began < 8
+    assert up.processes() == []
+
+
+KINDS = {
+    "router": ("streamserve.router",),
+    "Redis": ("redis-server",),
+    "a prefill": ("--id lane-0-prefill-0",),
+    "a decode": ("--id lane-1-decode-0",),
+    "the reaper": ("streamserve.cli.up.reaper",),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_killed_comes_back(kind: str, shared: Any, cli: Any) -> None:
+    victim = shared.find(*KINDS[kind])
+    victim.kill()
+    shared.until(lambda: not victim.is_running() or victim.status() == "zombie", 5, "its death")
+
+    def healed() -> bool:
+        alive = [p for p in shared.processes() if all(w in " ".join(p.cmdline()) for w in KINDS[kind])]
+        return bool(alive) and alive[0].pid != victim.pid and shared.all_ready(2)
+
+    shared.until(healed, 40, f"{kind} and two lanes")
+    assert cli("generate", "--server", shared.ready["grpc"], "--max-tokens", "4", "Hello").returncode == 0
+    before = shared.toggle("localPrefillMaxTokens: 0 ", "localPrefillMaxTokens: 1 ")
+    shared.line("applied generation", "on 5 of 5", after=before, seconds=20)
+
+
+REFUSALS = {
+    "a port in use": (["--grpc", "{busy}"], "is in use"),
+    "an address that is none": (["--http", "8000"], "--http: '8000' is no address: write host:port"),
+    "Redis that cannot be reached": (["--redis", "redis://127.0.0.1:1"], "Redis at 127.0.0.1:1 cannot be reached"),
+    "too many lanes": (["--lanes", "257"], "--lanes 257 is not between 0 and 256"),
+    "too little memory": (["--lanes", "200", "--engine", "Vllm"], "too little memory for 200 lanes"),
+    "no folder for the ready file": (["--ready-file", "/nowhere/ready.json"], "there is no folder /nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_work_is_refused_before_anything_starts(name: str, up: Any) -> None:
+    options, said = REFUSALS[name]
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        up.start(*(option.format(busy=address) for option in options), ready=False)
+        assert up.process.wait(20) == 2
+    assert len(up.lines()) == 1
+    assert up.lines()[0].startswith("streamserve: ")
+    assert said in up.lines()[0]
+
+
+def test_a_file_with_mistakes_is_refused_with_every_one(up: Any) -> None:
+    text = up.file.read_text().replace("lanes: 2 ", "lanes: two ").replace("maxDepth: 6 ", "maxDeep: 6 ")
+    up.file.write_text(text)
+    up.start(ready=False)
+    assert up.process.wait(20) == 2
+    said = "\n".join(up.lines())
+    assert "spec.lanes: must be a whole number" in said
+    assert "spec.speculation.maxDeep: unknown field (did you mean" in said
+    assert all(":" in line for line in up.lines())
+
+
+def test_a_missing_model_folder_is_refused(up: Any) -> None:
+    up.file.write_text(up.file.read_text().replace("models/tiny-draft", "models/tiny-nothing"))
+    up.start(ready=False)
+    assert up.process.wait(20) == 2
+    assert "tiny-nothing" in "\n".join(up.lines())
+
+
+def test_an_external_redis_is_used_and_left_alone(up: Any, shared: Any) -> None:
+    with open(shared.ready["redis_url_file"]) as file:
+        url = file.read()
+    up.file.write_text(up.file.read_text().replace("name: tiny  ", "name: second"))
+    up.start("--redis", url, "--lanes", "1")
+    assert up.ready["redis"] == shared.ready["redis"]
+    assert not [p for p in up.processes() if "redis-server" in " ".join(p.cmdline())]
+    assert up.stop() == 0
+    assert shared.find("redis-server").is_running()
