@@ -38,7 +38,7 @@ class ServerState:
 
 def sample(identity: WorkerIdentity, engine: EngineSnapshot, server: ServerState, epoch: int) -> WorkerSignals:
     """Total and pure: a snapshot with a number that means nothing gives a signal without it."""
-    total = max(engine.kv_blocks_total, 0)
+    total = min(max(engine.kv_blocks_total, 0), 2**32 - 1)
     drafted = max(engine.drafted_tokens, 0)
     return WorkerSignals(
         role=Role.PREFILL if identity.role == "prefill" else Role.DECODE,

@@ -1,0 +1,120 @@
+"""Recorded times: read between, beyond and below what was measured; written and read back the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
+from streamserve.contract.sampling import Sampling
+from streamserve.runtime.errors import SetupError
+from streamserve.worker.pipeserve import calibration, simulator
+from streamserve.worker.pipeserve.engine import Job, TokenPrompt
+from streamserve.worker.pipeserve.recorder import Recorder, conditional_acceptance
+
+KNOWN = replace(
+    calibration.built_in(),
+    steps=((1, 0, 0.010), (5, 0, 0.014), (1, 4, 0.018)),
+    prefills=((100.0, 0.1), (200.0, 0.3)),
+    transfers=((1_000.0, 0.01), (2_000.0, 0.02)),
+    acceptance=(0.8, 0.5),
+)
+
+STEPS = {
+    "as measured": (1, 0, 0.010),
+    "between two batches": (3, 0, 0.012),
+    "beyond the largest batch, on the last slope": (9, 0, 0.018),
+    "between two depths": (1, 2, 0.014),
+    "beyond the deepest": (1, 6, 0.022),
+    "below the smallest batch never under zero": (0, 0, 0.009),
+}
+
+
+@pytest.mark.parametrize(("batch", "depth", "want"), STEPS.values(), ids=STEPS)
+def test_step_seconds(batch: int, depth: int, want: float) -> None:
+    assert KNOWN.step_seconds(batch, depth) == pytest.approx(want)
+
+
+OTHERS = {
+    "no tokens cost nothing": (KNOWN.prefill_seconds(0), 0.0),
+    "a short prompt lies on the line from zero": (KNOWN.prefill_seconds(50), 0.05),
+    "between two prompts": (KNOWN.prefill_seconds(150), 0.2),
+    "a long prompt goes on with the last slope": (KNOWN.prefill_seconds(300), 0.5),
+    "a small transfer costs the latency": (KNOWN.transfer_seconds(1), 0.01),
+    "a large one the bandwidth": (KNOWN.transfer_seconds(4_000), 0.04),
+    "a deep draft has the last known acceptance": (KNOWN.accepts(7), 0.5),
+}
+
+
+@pytest.mark.parametrize(("got", "want"), OTHERS.values(), ids=OTHERS)
+def test_other_times(got: float, want: float) -> None:
+    assert got == pytest.approx(want)
+
+
+def test_a_calibration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    file.write_bytes(calibration.dump(KNOWN))
+    assert calibration.load(file) == KNOWN
+
+
+BROKEN = {
+    "no file": (None, "cannot read"),
+    "no JSON": (b"{", "record it again"),
+    "a table without rows": (calibration.dump(KNOWN).replace(b'"transfer_seconds": [', b'"x": ['), "transfer_seconds"),
+    "another format": (calibration.dump(KNOWN).replace(b'"format": 1', b'"format": 2'), "format 2"),
+    "a step that takes no time": (calibration.dump(KNOWN).replace(b"0.014", b"0"), "step_seconds"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_calibration_is_refused_with_the_field(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "calibration.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SetupError, match=message):
+        calibration.load(file)
+
+
+ACCEPTANCE = {
+    "nothing was drafted": ((), ()),
+    "each position given the ones before": (((100, 80), (100, 40)), (0.8, 0.5)),
+    "positions drafted less often than the first": (((100, 80), (50, 20)), (0.8, 0.5)),
+    "behind a position that never held nothing is known": (((10, 0), (10, 0)), (0.0,)),
+    "noise above one is cut": (((10, 5), (2, 2)), (0.5, 1.0)),
+}
+
+
+@pytest.mark.parametrize(("positions", "want"), ACCEPTANCE.values(), ids=ACCEPTANCE)
+def test_conditional_acceptance(positions: tuple[tuple[int, int], ...], want: tuple[float, ...]) -> None:
+    assert conditional_acceptance(positions) == pytest.approx(want)
+
+
+async def test_a_recorded_simulator_has_the_step_times_that_it_was_given(tmp_path: Path) -> None:
+    file = tmp_path / "recorded.json"
+    initial = RuntimeConfig(id=ConfigId(uid="u", generation=1), speculation=SpeculationConfig(min_depth=2, max_depth=2))
+    engine = Recorder(
+        await simulator.create(
+            role="decode",
+            model="",
+            draft=None,
+            method="DraftModel",
+            max_depth=6,
+            engine_args={"simulator-step-seconds": "0.02"},
+            initial=initial,
+            worker_id="w",
+            nixl_address=("127.0.0.1", 0),
+            run_dir=tmp_path,
+        ),
+        file,
+    )
+    engine.start()
+    job = Job(request_id="a#1", prompt=TokenPrompt(range(300, 310)), sampling=Sampling(max_tokens=40))
+    async for _ in engine.generate(job):
+        pass
+    await engine.stop()
+    recorded = calibration.load(file)
+    assert "steps recorded" in recorded.source
+    assert recorded.step_seconds(1, 2) == pytest.approx(0.02, rel=0.15)
+    assert recorded.kv == engine.info.kv
