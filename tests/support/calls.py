@@ -129,9 +129,10 @@ async def generate_async(
     *,
     timeout: float = 20.0,
     request_id: str = "",
+    answer: Answer | None = None,
 ) -> Answer:
-    """The same for many at once."""
-    answer = Answer()
+    """The same for many at once; `answer` may be watched while it grows."""
+    answer = Answer() if answer is None else answer
     metadata = (("x-request-id", request_id),) if request_id else ()
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     try:

@@ -1,0 +1,185 @@
+"""The OpenAI front, used through OpenAI's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from tests.support import calls
+from tests.support.processes import LocalFleet, wait_until
+
+from streamserve.worker.pipeserve.simulated_tokens import decode, encode, expected_token, render_chat
+
+MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+
+
+def want(prompt: str, count: int) -> str:
+    ids = encode(prompt, 4_096)
+    return decode(expected_token(ids, position) for position in range(count))
+
+
+@pytest.fixture
+def client(fleet: LocalFleet) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{fleet.http}/v1", api_key="none", max_retries=0, timeout=20) as made:
+        yield made
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_completion(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt="once upon a time", max_tokens=12, extra_body={"ignore_eos": True}
+    )
+    assert answer.choices[0].text == want("once upon a time", 12)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (16, 12)
+
+
+def test_completion_from_token_ids(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt=list(b"once"), max_tokens=5, extra_body={"ignore_eos": True}
+    )
+    assert answer.choices[0].text == want("once", 5)
+
+
+def test_streamed_completion(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model="tiny",
+        prompt="once",
+        max_tokens=20,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    events = list(stream)
+    assert "".join(choice.text for event in events for choice in event.choices) == want("once", 20)
+    assert len(events) > 3
+    assert [event.choices[0].finish_reason for event in events if event.choices][-1] == "length"
+    assert events[-1].usage is not None
+    assert events[-1].usage.completion_tokens == 20
+    assert all(event.usage is None for event in events[:-1])
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_completion_tokens=12, extra_body={"ignore_eos": True}
+    )
+    prompt = render_chat([(message["role"], message["content"]) for message in MESSAGES])
+    assert answer.choices[0].message.content == want(prompt, 12)
+    assert answer.choices[0].message.role == "assistant"
+
+
+def test_streamed_chat(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=12, stream=True, extra_body={"ignore_eos": True}
+    )
+    events = list(stream)
+    assert events[0].choices[0].delta.role == "assistant"
+    prompt = render_chat([(message["role"], message["content"]) for message in MESSAGES])
+    assert "".join(event.choices[0].delta.content or "" for event in events) == want(prompt, 12)
+    assert events[-1].choices[0].finish_reason == "length"
+
+
+def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=4,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"ignore_eos": True},
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert len(logprobs.content) == 4
+    assert all(row.token.startswith("token_id:") for row in logprobs.content)
+    assert all(len(row.top_logprobs) == 2 for row in logprobs.content)
+
+
+def test_refusals_have_openais_shape(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model="tiny", prompt="x", n=2)
+    assert (bad.value.param, bad.value.type) == ("n", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.completions.create(model="tiny", prompt="x", temperature=9)
+    with pytest.raises(openai.NotFoundError, match="served: tiny"):
+        client.completions.create(model="other", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="empty"):
+        client.completions.create(model="tiny", prompt="")
+
+
+def test_the_request_id_goes_in_and_out(client: openai.OpenAI) -> None:
+    raw = client.completions.with_raw_response.create(
+        model="tiny", prompt="x", max_tokens=2, extra_headers={"x-request-id": "mine-2"}
+    )
+    assert raw.headers["x-request-id"] == "mine-2"
+    assert raw.parse().id == "cmpl-mine-2"
+
+
+def test_a_deadline_in_the_header_is_kept(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.completions.create(
+            model="tiny", prompt="x", max_tokens=3_000, extra_headers={"x-request-timeout-ms": "60"}
+        )
+    assert raised.value.status_code in (504, 429)
+
+
+def test_a_body_over_the_limit_is_refused(fleet: LocalFleet) -> None:
+    status, body, _ = post(fleet, "/v1/completions", b"x" * (17 << 20))
+    assert status == 413
+    assert json.loads(body)["error"]["code"] == "body_too_large"
+
+
+def test_an_unknown_path_and_a_wrong_method_have_openais_shape(fleet: LocalFleet) -> None:
+    status, body, _ = post(fleet, "/v1/embeddings", b"{}")
+    assert status == 404
+    assert "/v1/chat/completions" in json.loads(body)["error"]["message"]
+    status, _, _ = post(fleet, "/v1/models", b"{}")
+    assert status == 405
+
+
+def test_a_stream_ends_with_done(fleet: LocalFleet) -> None:
+    status, body, headers = post(
+        fleet, "/v1/completions", json.dumps({"prompt": "x", "max_tokens": 3, "stream": True}).encode()
+    )
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_both_workers(fleet: LocalFleet, stream: bool) -> None:
+    body = json.dumps({"prompt": "x", "max_tokens": 3_000, "ignore_eos": True, "stream": stream}).encode()
+    host, port = fleet.router.ready["http"].split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: calls.get_fleet(fleet.grpc).running_requests == 1, seconds=5, what="the request runs")
+    wait_until(lambda: calls.get_fleet(fleet.grpc).running_requests == 0, seconds=5, what="the request is over")
+
+
+def post(fleet: LocalFleet, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection(fleet.router.ready["http"], timeout=20)
+    try:
+        connection.putrequest("POST", path)
+        connection.putheader("content-length", str(len(body)))
+        connection.endheaders()
+        # The answer may come before the body is through.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(body)
+        response = connection.getresponse()
+        return response.status, response.read(), dict(response.getheaders())
+    finally:
+        connection.close()
