@@ -22,6 +22,7 @@ from google.protobuf import json_format
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import ENDPOINT_TTL_MS, SIGNALS_TTL_MS, Keyspace
 from streamserve.contract.signals import Ack, Role, WorkerSignals, encode
+from streamserve.router.signals.redis_wire import RedisConnection, parse_url
 from streamserve.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
 UID = "uid-1"
@@ -70,12 +71,17 @@ class Redis:
             self._process.wait()
             self._process = None
 
-    async def command(self, *words: Any) -> Any:
+    async def command(self, *words: str | bytes | int) -> Any:
         """One command on a connection of its own."""
-        import redis.asyncio as client
+        return (await self.commands([words]))[0]
 
-        async with client.from_url(self.url) as connection:
-            return await connection.execute_command(*words)
+    async def commands(self, commands: list[tuple[str | bytes | int, ...]]) -> list[Any]:
+        """Several; not with redis-py, whose every new connection parses package metadata for milliseconds."""
+        connection = await RedisConnection.open(parse_url(self.url), timeout_seconds=2.0)
+        try:
+            return await connection.pipeline(commands, timeout_seconds=2.0)  # type: ignore[arg-type]
+        finally:
+            await connection.close()
 
 
 @contextmanager
@@ -158,9 +164,13 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
 
     async def publish(self, redis: Redis, **changes: Any) -> None:
         endpoint = json_format.MessageToJson(self.endpoint)
-        await redis.command("ZADD", KEYS.worker_index, 1, self.id)
-        await redis.command("SET", KEYS.worker_endpoint(self.id), endpoint, "PX", ENDPOINT_TTL_MS)
-        await redis.command("SET", KEYS.worker_signals(self.id), self.says(**changes), "PX", SIGNALS_TTL_MS)
+        await redis.commands(
+            [
+                ("ZADD", KEYS.worker_index, 1, self.id),
+                ("SET", KEYS.worker_endpoint(self.id), endpoint, "PX", ENDPOINT_TTL_MS),
+                ("SET", KEYS.worker_signals(self.id), self.says(**changes), "PX", SIGNALS_TTL_MS),
+            ]
+        )
 
     def _admit(self, dispatch: worker_pb2.Dispatch) -> None:
         self.says(acks=(Ack(dispatch.router_id, dispatch.sequence),))

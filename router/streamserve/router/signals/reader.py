@@ -68,16 +68,22 @@ class SignalReader:
         while True:
             try:
                 connection = await RedisConnection.open(self._url, timeout_seconds=TIMEOUT_SECONDS)
+            except RedisDown as error:
+                self._lost(str(error))
+            else:
                 try:
                     await self._read(connection)
+                except RedisDown as error:
+                    self._lost(str(error))
                 finally:
                     self.connected = False
                     await connection.close()
-            except RedisDown as error:
-                if str(error) != self.last_error:
-                    _log.warning("Redis: %s; serving on what is known and on the workers' own word", error)
-                self.last_error = str(error)
             await asyncio.sleep(self._backoff.next())
+
+    def _lost(self, why: str) -> None:
+        if why != self.last_error:
+            _log.warning("Redis: %s; serving on what is known and on the workers' own word", why)
+        self.connected, self.last_error = False, why
 
     async def _read(self, connection: RedisConnection) -> None:
         registry_due = self._clock()
