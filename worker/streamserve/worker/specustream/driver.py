@@ -75,6 +75,7 @@ class Driver:
         self._clock = clock
         self._knowledge = Knowledge.empty()
         self._live: dict[str, LiveRequest] = {}
+        self._judged: dict[tuple[int, int, bool], int] = {}
         self._tickets: deque[Ticket] = deque(maxlen=64)
         self._previous_output_at: float | None = None
         self._fit = StepFit()
@@ -175,21 +176,29 @@ class Driver:
         limit, where the drafts are padding and say nothing about the drafter."""
         if drafted <= 0:
             return
-        self._drafted += drafted
-        self._accepted += accepted
-        for position in range(min(drafted, MAX_DEPTH)):
-            self._drafted_at[position] += 1
-        for position in range(min(accepted, MAX_DEPTH)):
-            self._accepted_at[position] += 1
         live = self._live.get(request_id)
         if live is not None:
             live.drafted += drafted
             live.accepted += accepted
-        if representative and self._law is not None:
-            self._law.observe_acceptance(drafted, accepted)
+        outcome = (drafted, accepted, representative)
+        self._judged[outcome] = self._judged.get(outcome, 0) + 1
+
+    def _learn(self) -> None:
+        """Take in what was judged since the last call. Few different outcomes stand for many requests."""
+        judged, self._judged = self._judged, {}
+        for (drafted, accepted, representative), requests in judged.items():
+            self._drafted += drafted * requests
+            self._accepted += accepted * requests
+            for position in range(min(drafted, MAX_DEPTH)):
+                self._drafted_at[position] += requests
+            for position in range(min(accepted, MAX_DEPTH)):
+                self._accepted_at[position] += requests
+            if representative and self._law is not None:
+                self._law.observe_acceptance(drafted, accepted, requests)
 
     def step_done(self) -> None:
         """The output of the oldest scheduled step was processed."""
+        self._learn()
         if not self._tickets:
             return
         ticket = self._tickets.popleft()
@@ -239,6 +248,8 @@ class Driver:
         """Write the figures; the order is that of `record.Figures`."""
         if self._writer is None:
             return
+        if self._judged:
+            self._learn()
         base, slope = self._fit.line()
         rate = self._prefill_recent / self._prefill_seconds if self._prefill_seconds else 0.0
         self._writer.write_values(

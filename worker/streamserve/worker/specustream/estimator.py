@@ -34,14 +34,14 @@ class AcceptancePosterior:
         self._prior_weight = prior_weight
         self._memory = memory
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        """One request's step: `drafted` tokens were verified, the first `accepted` of them held."""
+    def observe(self, drafted: int, accepted: int, requests: int = 1) -> None:
+        """`drafted` tokens were verified, the first `accepted` of them held; so it went for `requests` requests."""
         drafted = min(drafted, len(self._accepted))
         for position in range(min(accepted + 1, drafted)):
             if position < accepted:
-                self._accepted[position] += 1.0
+                self._accepted[position] += requests
             else:
-                self._rejected[position] += 1.0
+                self._rejected[position] += requests
             seen = self._accepted[position] + self._rejected[position]
             if seen > self._memory:
                 scale = self._memory / seen

@@ -31,8 +31,8 @@ class Law(Protocol):
     def choose(self, load: Load) -> Choice:
         """The depth for this step's drafts; called once per scheduled step."""
 
-    def observe_acceptance(self, drafted: int, accepted: int) -> None:
-        """One request's verified draft."""
+    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
+        """A verified draft; `requests` of them with the same counts in one step."""
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         """One clean decode step (no prefill in it, no idling before it, drafted and verified at `depth`)."""

@@ -16,8 +16,8 @@ class Fixed:
     def choose(self, load: Load) -> Choice:
         return self._choice
 
-    def observe_acceptance(self, drafted: int, accepted: int) -> None:
-        self._knowledge.acceptance.observe(drafted, accepted)
+    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
+        self._knowledge.acceptance.observe(drafted, accepted, requests)
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         self._knowledge.step_times.observe(bucket, depth, seconds)

@@ -70,8 +70,8 @@ class Goodput:
         state.dwell += 1
         return self._anchor(bucket, state) or self._running_probe(state) or self._settle(bucket, state)
 
-    def observe_acceptance(self, drafted: int, accepted: int) -> None:
-        self._knowledge.acceptance.observe(drafted, accepted)
+    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
+        self._knowledge.acceptance.observe(drafted, accepted, requests)
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         self._knowledge.step_times.observe(bucket, depth, seconds)

@@ -14,8 +14,8 @@ class Off:
     def choose(self, load: Load) -> Choice:
         return Choice(0, "off")
 
-    def observe_acceptance(self, drafted: int, accepted: int) -> None:
-        self._knowledge.acceptance.observe(drafted, accepted)
+    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
+        self._knowledge.acceptance.observe(drafted, accepted, requests)
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         self._knowledge.step_times.observe(bucket, depth, seconds)
