@@ -1,0 +1,1 @@
+"""What the benchmarks share: statistics, load, servers under test, result files."""

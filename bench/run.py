@@ -1,0 +1,147 @@
+"""One lane of StreamServe against plain vLLM and against vLLM's own prefill/decode servers: `make bench`.
+
+    python bench/run.py                        go on where the last run stopped, until all is done
+    python bench/run.py --slice-minutes 25     the same, but stop before 25 minutes are over
+    python bench/run.py --quick                two minutes, two arms: whether it works, not how fast
+
+bench/path.yaml says what runs. Each finished arm of each repeat is one line of bench/results/path.work.jsonl; when
+none is missing, bench/results/path-DATE.json and docs/benchmarks.md are written. The machine has to be quiet: before
+each start it is watched for a few seconds, and a busy one is waited for (--wait-minutes), then refused.
+
+Exit status: 0 when everything is measured, 3 when a slice ended and work is left, 1 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import uvloop
+from benchkit import load, plan, report, results, systems
+from benchkit.plan import Group, Plan
+from benchkit.results import BenchError, WorkFile, say
+
+CONFIGURATION = Path(__file__).with_name("path.yaml")
+WORK = results.RESULTS / "path.work.jsonl"
+GROUP_MINUTES = 4.0
+QUIET_CORES = 0.25
+
+
+def quiet_machine(wait_minutes: float) -> float:
+    """Cores that others use, once that is little. Raises BenchError when it stays much, or other engines run."""
+    end = time.monotonic() + wait_minutes * 60
+    told = False
+    while True:
+        engines = [p.pid for p in psutil.process_iter(["name"]) if "EngineCor" in (p.info["name"] or "")]
+        busy = psutil.cpu_percent(3.0) / 100 * (psutil.cpu_count() or 1)
+        if not engines and busy <= QUIET_CORES:
+            return busy
+        why = f"other vLLM engines run ({engines})" if engines else f"{busy:.1f} cores are in use"
+        if time.monotonic() > end:
+            raise BenchError(f"the machine is not quiet: {why}; wait for it, or stop what runs")
+        if not told:
+            say(f"waiting for a quiet machine: {why}")
+            told = True
+
+
+async def run_group(group: Group, config: Plan, work: WorkFile, quiet: float) -> None:
+    """Start the group's processes, measure each of its arms, append a line for each."""
+    texts = load.prompts(config.prompts_per_workload)
+    with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
+        say(f"repeat {group.repeat}: starting {group.name} for {', '.join(arm.name for arm in group.arms)}")
+        began = time.monotonic()
+        async with systems.running(group, config, Path(name)) as system:
+            started = time.monotonic() - began
+            for arm in group.arms:
+                order = list(config.requests.items())
+                Random(f"{config.seed}/{group.repeat}/{arm.name}").shuffle(order)
+
+                async def send(generate: load.Generate, order: list[tuple[int, int]] = order) -> systems.Measured:
+                    return {
+                        concurrency: await load.closed_loop(
+                            generate,
+                            texts,
+                            concurrency=concurrency,
+                            requests=requests,
+                            warmup=config.warmup_requests,
+                            tokens=config.output_tokens,
+                        )
+                        for concurrency, requests in order
+                    }
+
+                measured = await system.measure(arm, send)
+                row: dict[str, Any] = {
+                    "repeat": group.repeat,
+                    "arm": arm.name,
+                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "commit": results.commit(),
+                    "start_seconds": round(started, 1),
+                    "others_cores": round(quiet, 2),
+                    "samples": {
+                        str(concurrency): [[s.key, round(s.ttft_ms, 3), round(s.tpot_ms, 4)] for s in samples]
+                        for concurrency, samples in sorted(measured.items())
+                    },
+                }
+                work.append(row)
+                say(f"repeat {group.repeat}: {arm.name}: {report.one_line(row)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIGURATION, metavar="FILE", help="default: bench/path.yaml")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="FILE", help="finished runs; default: in results/")
+    parser.add_argument("--slice-minutes", type=float, metavar="M", help="start nothing that would not end in time")
+    parser.add_argument("--wait-minutes", type=float, default=10.0, metavar="M", help="for a quiet machine; default 10")
+    parser.add_argument("--report", action="store_true", help="write the result of what is finished; runs nothing")
+    parser.add_argument("--list", action="store_true", help="what is left to do, in order; runs nothing")
+    parser.add_argument("--quick", action="store_true", help="two minutes, for tests: its figures may not be quoted")
+    given = parser.parse_args()
+    try:
+        return benchmark(given)
+    except (BenchError, AssertionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def benchmark(given: argparse.Namespace) -> int:
+    began = time.monotonic()
+    config = plan.load(given.config)
+    if given.quick:
+        with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
+            config = plan.shortened(config)
+            work = WorkFile(Path(name) / "quick.jsonl", config.fingerprint)
+            for group in plan.schedule(config, set()):
+                uvloop.run(run_group(group, config, work, 0.0))
+            print(report.table(report.result(config, work.read())))
+        return 0
+    work = WorkFile(given.work, config.fingerprint)
+    rows = work.read()
+    groups = plan.schedule(config, {(row["repeat"], row["arm"]) for row in rows})
+    if given.list:
+        for group in groups:
+            print(f"repeat {group.repeat}: {group.name}: {', '.join(arm.name for arm in group.arms)}")
+        return 0
+    for number, group in enumerate(groups if not given.report else ()):
+        minutes = (time.monotonic() - began) / 60
+        if given.slice_minutes is not None and minutes + GROUP_MINUTES > given.slice_minutes:
+            say(f"the slice is over: {len(groups) - number} of {len(groups)} starts are left; run the same again")
+            return 3
+        uvloop.run(run_group(group, config, work, quiet_machine(given.wait_minutes)))
+    rows = work.read()
+    if not rows:
+        raise BenchError("nothing is measured yet; run without --report first")
+    document = report.result(config, rows)
+    say(f"written: {results.write('path', document).relative_to(results.ROOT)}")
+    report.write_page()
+    print(report.table(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
