@@ -80,14 +80,12 @@ class Checks:
         if limits.max_model_tokens and exact:
             max_tokens = min(max_tokens, limits.max_model_tokens - prompt_tokens)
             message.sampling.max_tokens = max_tokens
-        elif limits.max_model_tokens:
-            # An estimate must not make a request look too long: the prefill worker counts.
-            prompt_tokens = max(1, min(prompt_tokens, limits.max_model_tokens - max_tokens))
         left = MAX_DEADLINE_SECONDS if remaining_seconds is None else min(remaining_seconds, MAX_DEADLINE_SECONDS)
         return GenerationRequest(
             id=request_id,
             prompt=message.prompt,
             prompt_tokens=prompt_tokens,
+            prompt_estimated=not exact,
             sampling=sampling,
             sampling_message=message.sampling,
             max_tokens=max_tokens,

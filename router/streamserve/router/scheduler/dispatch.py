@@ -213,6 +213,7 @@ class Dispatcher:
             max_tokens=request.max_tokens,
             workload=request.workload,
             excluded_workers=excluded,
+            prompt_estimated=request.prompt_estimated,
         )
         if request.exact_output:
             route = replace(route, expected_output_tokens=float(request.max_tokens))

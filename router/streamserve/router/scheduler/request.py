@@ -23,6 +23,7 @@ class GenerationRequest:
     deadline_seconds: float
     workload: str = "default"
     priority: int = 0
+    prompt_estimated: bool = False
 
     @property
     def exact_output(self) -> bool:

@@ -1,0 +1,260 @@
+"""The edge that drives a session: what goes to workers, what goes to the client, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.unit.router.flowguard.builders import lane, settings
+from tests.unit.router.scheduler.fakes import HANG, PREFILLED, FakeFleet, Stage, chunk, request
+
+from streamserve.contract.errors import (
+    DeadlineExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+    NoWorker,
+    SlowConsumer,
+    StreamServeError,
+    TransferFailed,
+    WorkerLost,
+)
+from streamserve.contract.runtime_config import AdmissionConfig, FailurePolicy
+from streamserve.router.scheduler import dispatch
+from streamserve.v1 import worker_pb2
+
+
+async def test_the_answer_is_what_the_decode_worker_sent_with_attempt_and_route() -> None:
+    fleet = FakeFleet([lane("a")])
+    async with Stage(fleet) as stage:
+        sent = await stage.serve()
+        assert [list(message.token_ids) for message in sent] == [[7], [8, 9], [5]]
+        assert [message.attempt for message in sent] == [1, 1, 1]
+        assert (sent[0].route.decode_worker, sent[0].route.prefill_mode) == ("a-d0", "remote")
+        assert not sent[1].HasField("route")
+        assert sent[-1].usage.completion_tokens == 4
+        assert stage.nothing_is_left()
+    assert fleet.aborted == []
+
+
+async def test_decode_gets_the_ids_and_the_handle_that_prefill_gave() -> None:
+    fleet = FakeFleet([lane("a")])
+    async with Stage(fleet) as stage:
+        await stage.serve()
+    (_, prefill), (_, decode) = fleet.calls
+    assert prefill.prompt.text == "hello"
+    assert (decode.prompt.token_ids.ids_le32, decode.kv_handle) == (b"\1\0\0\0", b"handle")
+    assert decode.cached_prompt_tokens == 1
+
+
+async def test_a_load_report_is_taken_out_and_handed_on() -> None:
+    fleet = FakeFleet([lane("a")], decode=lambda _: [chunk(0, 7, load=b"L"), chunk(1, 8, last=True, load=b"M")])
+    async with Stage(fleet) as stage:
+        sent = await stage.serve()
+    assert fleet.reports == [("a-d0", b"L"), ("a-d0", b"M")]
+    assert all(b"L" not in message.SerializeToString() for message in sent)
+
+
+async def test_one_token_never_reaches_decode() -> None:
+    answer = worker_pb2.PrefillResponse(answer=chunk(0, 7, last=True))
+    fleet = FakeFleet([lane("a")], prefill=lambda _: answer)
+    async with Stage(fleet) as stage:
+        (sent,) = await stage.serve(request(max_tokens=1))
+        assert stage.nothing_is_left()
+    assert (sent.route.prefill_mode, sent.route.decode_worker) == ("prefill-only", "")
+    assert [worker for worker, _ in fleet.calls] == ["a-p0"]
+    assert fleet.calls[0][1].final
+
+
+async def test_a_lost_prefill_worker_is_left_out_of_the_second_attempt() -> None:
+    failed: list[str] = []
+
+    def prefill(worker: str) -> object:
+        if not failed:
+            failed.append(worker)
+            return WorkerLost("gone")
+        return PREFILLED
+
+    fleet = FakeFleet([lane("a"), lane("b")], prefill=prefill)
+    async with Stage(fleet) as stage:
+        sent = await stage.serve()
+        assert stage.nothing_is_left()
+    assert [message.attempt for message in sent] == [2, 2, 2]
+    assert sent[0].route.prefill_worker not in failed
+    assert [worker for worker, _, _ in fleet.aborted] == failed
+    assert (failed[0], "WORKER_LOST") in fleet.results
+
+
+async def test_an_error_of_the_request_is_not_tried_again() -> None:
+    fleet = FakeFleet([lane("a"), lane("b")], prefill=lambda _: InvalidRequest("too long", field="prompt"))
+    async with Stage(fleet) as stage:
+        with pytest.raises(InvalidRequest):
+            await stage.serve()
+        assert stage.nothing_is_left()
+    assert len(fleet.calls) == 1
+
+
+async def test_strict_tells_that_the_transfer_failed_when_no_other_pair_is_left() -> None:
+    fleet = FakeFleet([lane("a")], decode=lambda _: [TransferFailed("no bytes")])
+    async with Stage(fleet, settings(failure=FailurePolicy.STRICT)) as stage:
+        with pytest.raises(TransferFailed) as raised:
+            await stage.serve()
+        assert stage.nothing_is_left()
+    assert raised.value.retry_after_seconds is not None
+
+
+async def test_a_stream_lost_after_tokens_says_how_many_there_were() -> None:
+    fleet = FakeFleet([lane("a"), lane("b")], decode=lambda _: [chunk(0, 7, 8), WorkerLost("gone")])
+    async with Stage(fleet) as stage:
+        with pytest.raises(WorkerLost) as raised:
+            await stage.serve()
+        assert stage.nothing_is_left()
+    assert raised.value.reason == "STREAM_LOST"
+    assert raised.value.metadata["tokens_delivered"] == "2"
+
+
+async def test_a_silent_worker_counts_as_lost() -> None:
+    silent: list[str] = []
+
+    def decode(worker: str) -> list[object]:
+        if not silent:
+            silent.append(worker)
+            return [HANG]
+        return [chunk(0, 7, last=True)]
+
+    fleet = FakeFleet([lane("a"), lane("b")], decode=decode)
+    async with Stage(fleet, stall_seconds=0.05) as stage:
+        sent = await stage.serve()
+        assert stage.nothing_is_left()
+    assert sent[0].attempt == 2
+    assert (silent[0], "WORKER_STALLED") in fleet.results
+    assert {worker for worker, _, _ in fleet.aborted} >= {silent[0]}
+
+
+async def test_a_worker_that_cancels_by_itself_is_lost_and_not_the_clients_will() -> None:
+    from streamserve.contract.errors import Cancelled
+
+    fleet = FakeFleet([lane("a")], decode=lambda _: [chunk(0, 7), Cancelled("by the worker")])
+    async with Stage(fleet) as stage:
+        with pytest.raises(WorkerLost):
+            await stage.serve()
+
+
+@pytest.mark.parametrize("where", ["prefill", "decode"])
+async def test_the_deadline_ends_every_wait(where: str) -> None:
+    fleet = FakeFleet([lane("a")])
+    if where == "prefill":
+        fleet.prefill = lambda _: HANG
+    else:
+        fleet.decode = lambda _: [chunk(0, 7), HANG]
+    async with Stage(fleet) as stage:
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await stage.serve(request(seconds=0.1))
+        assert time.monotonic() - began < 1.0
+        assert stage.nothing_is_left()
+        await asyncio.sleep(0)
+    assert fleet.aborted
+
+
+@pytest.mark.parametrize("where", ["queue", "prefill", "decode"])
+async def test_a_client_that_leaves_frees_everything(where: str) -> None:
+    fleet = FakeFleet([lane("a")], max_running=0 if where == "queue" else 32)
+    if where == "prefill":
+        fleet.prefill = lambda _: HANG
+    if where == "decode":
+        fleet.decode = lambda _: [chunk(0, 7), HANG]
+    async with Stage(fleet) as stage:
+        task = asyncio.create_task(stage.serve())
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert stage.nothing_is_left()
+        assert stage.dispatcher.queue.requests == 0
+        await asyncio.sleep(0)
+    assert bool(fleet.aborted) == (where != "queue")
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    fleet = FakeFleet([lane("a")])
+
+    async def never(_: bytes) -> None:
+        await asyncio.Event().wait()
+
+    async with Stage(fleet, slow_consumer_seconds=0.05) as stage:
+        with pytest.raises(SlowConsumer, match="read faster"):
+            await stage.orchestrator.serve(request(), never)
+        assert stage.nothing_is_left()
+        await asyncio.sleep(0)
+    assert fleet.aborted
+
+
+async def test_a_front_that_fails_frees_everything_too() -> None:
+    fleet = FakeFleet([lane("a")])
+
+    async def broken(_: bytes) -> None:
+        raise ValueError("a bug in the front")
+
+    async with Stage(fleet) as stage:
+        with pytest.raises(StreamServeError, match="report this"):
+            await stage.orchestrator.serve(request(), broken)
+        assert stage.nothing_is_left()
+
+
+async def test_a_request_id_may_run_once_at_a_time() -> None:
+    fleet = FakeFleet([lane("a")], prefill=lambda _: HANG)
+    async with Stage(fleet) as stage:
+        first = asyncio.create_task(stage.serve(request("same")))
+        await asyncio.sleep(0.01)
+        with pytest.raises(DuplicateRequest):
+            await stage.serve(request("same"))
+        assert stage.orchestrator.running == 1
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_requests_wait_for_a_free_place_and_go_by_priority() -> None:
+    gate = asyncio.Event()
+    order: list[str] = []
+    fleet = FakeFleet([lane("a")], max_running=1)
+
+    async with Stage(fleet) as stage:
+
+        async def one(name: str, priority: int) -> None:
+            async def write(_: bytes) -> None:
+                if name == "first":
+                    await gate.wait()
+                if name not in order:
+                    order.append(name)
+
+            await stage.orchestrator.serve(request(name, priority=priority), write)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one("first", 0))
+            await asyncio.sleep(0.01)
+            for name, priority in (("low", -1), ("middle", 0), ("high", 5)):
+                group.create_task(one(name, priority))
+            await asyncio.sleep(0.02)
+            assert stage.dispatcher.queue.requests == 3
+            gate.set()
+        assert order == ["first", "high", "middle", "low"]
+        assert stage.nothing_is_left()
+
+
+async def test_without_any_lane_a_request_is_shed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 0.02)
+    async with Stage(FakeFleet([lane("a").fenced(degraded=False)])) as stage:
+        with pytest.raises(NoWorker) as raised:
+            await stage.serve()
+        assert raised.value.retry_after_seconds is not None
+
+
+async def test_a_request_that_waits_too_long_is_told_when_to_come_back() -> None:
+    config = settings().model_copy(update={"admission": AdmissionConfig(max_queue_ms=50)})
+    async with Stage(FakeFleet([lane("a")], max_running=0), config) as stage:
+        with pytest.raises(StreamServeError) as raised:
+            await stage.serve()
+    assert raised.value.reason == "QUEUE_TIMEOUT"
+    assert raised.value.retry_after_seconds is not None
