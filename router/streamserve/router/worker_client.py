@@ -7,6 +7,7 @@ the call's own deadline can fail. Transport loss without details is WorkerLost.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -22,6 +23,7 @@ from streamserve.v1 import worker_pb2
 
 _SERVICE: Final = "/streamserve.v1.WorkerService"
 _Reply = TypeVar("_Reply", bound=Message)
+_Call = TypeVar("_Call")
 
 
 class DecodeChunk:
@@ -47,8 +49,8 @@ class DecodeChunk:
 class DecodeStream:
     """Chunks in order. `cancel` (or leaving the `async with`) ends the call on the worker too."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._call = _started(start)
 
     def __aiter__(self) -> Self:
         return self
@@ -58,6 +60,9 @@ class DecodeStream:
             raw = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            _unless_closed()
+            raise
         if raw is grpc.aio.EOF:
             raise StopAsyncIteration
         return DecodeChunk(raw)
@@ -93,23 +98,25 @@ class WorkerClient:
     async def prefill(
         self, request: worker_pb2.PrefillRequest, *, timeout_seconds: float
     ) -> worker_pb2.PrefillResponse:
-        return await _answer(self._prefill(request, timeout=timeout_seconds))
+        return await _answer(lambda: self._prefill(request, timeout=timeout_seconds))
 
     def decode(self, request: worker_pb2.DecodeRequest, *, timeout_seconds: float) -> DecodeStream:
-        """Starts the call at once; errors come from the stream."""
-        return DecodeStream(self._decode(request, timeout=timeout_seconds))
+        """Starts the call at once; errors come from the stream, but for WorkerLost from a closed client."""
+        return DecodeStream(lambda: self._decode(request, timeout=timeout_seconds))
 
     async def abort(self, request_id: str, attempt: int = 0, *, timeout_seconds: float = 1.0) -> bool:
         """End a request on the worker; attempt 0 ends every attempt. True when the worker knew it."""
         request = worker_pb2.AbortRequest(request_id=request_id, attempt=attempt)
-        return (await _answer(self._abort(request, timeout=timeout_seconds))).found
+        return (await _answer(lambda: self._abort(request, timeout=timeout_seconds))).found
 
     async def get_state(self, *, timeout_seconds: float = 1.0) -> worker_pb2.GetStateResponse:
-        return await _answer(self._get_state(worker_pb2.GetStateRequest(), timeout=timeout_seconds))
+        return await _answer(lambda: self._get_state(worker_pb2.GetStateRequest(), timeout=timeout_seconds))
 
     async def drain(self, *, timeout_seconds: float) -> int:
         """Refuse new work and finish what runs. Returns how many requests were left when time ran out."""
-        return (await _answer(self._drain(worker_pb2.DrainRequest(), timeout=timeout_seconds))).unfinished_requests
+        return (
+            await _answer(lambda: self._drain(worker_pb2.DrainRequest(), timeout=timeout_seconds))
+        ).unfinished_requests
 
     async def close(self) -> None:
         """Close the connection; calls in flight end with WorkerLost."""
@@ -123,10 +130,30 @@ class WorkerClient:
         )
 
 
-async def _answer(call: Awaitable[_Reply]) -> _Reply:
+async def _answer(start: Callable[[], Awaitable[_Reply]]) -> _Reply:
     try:
-        return await call
+        return await _started(start)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
+    except asyncio.CancelledError:
+        _unless_closed()
+        raise
+
+
+def _started(start: Callable[[], _Call]) -> _Call:
+    try:
+        return start()
     except grpc.aio.UsageError:
-        raise WorkerLost("the connection to the worker was closed") from None
+        raise _closed() from None
+
+
+def _unless_closed() -> None:
+    """A channel that is closed cancels its calls, which looks like a cancellation of the task that waits. It is
+    told from a real one by the task's own count; then the worker is what was lost."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() == 0:
+        raise _closed() from None
+
+
+def _closed() -> WorkerLost:
+    return WorkerLost("the connection was closed because the worker restarted or is gone; send the request again")

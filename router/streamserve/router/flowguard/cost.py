@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Final
 
 from streamserve.contract.runtime_config import RoutingWeights, Slo
@@ -88,6 +87,12 @@ _TRANSFER: Final = PRIOR_TRANSFER_BYTES_PER_SECOND
 
 def _median(values: Sequence[float], otherwise: float) -> float:
     return median(values) if values else otherwise
+
+
+def median(values: Sequence[float]) -> float:
+    """statistics.median without its generality: this runs several times in every decision."""
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 class Estimator:

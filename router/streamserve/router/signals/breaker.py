@@ -1,10 +1,12 @@
 """Whether a worker is asked at all: a circuit breaker as a pure table.
 
-    state      succeeded   lost (transport)    failed (it answered)       probe answered     probe failed
-    Closed     Closed      Suspect             3rd in a row: Open         Closed             Suspect
-    Suspect    Closed      Suspect             3rd in a row: Open         Closed             3rd in a row: Open
-    Open       Open        Open                Open                       –                  –      HalfOpen at `until`
-    HalfOpen   Closed      Open, twice as long Open, twice as long        Closed, on trial   Open, twice as long
+    state      succeeded   lost (transport)   failed (it answered)   probe answered     probe failed
+    Closed     Closed      Suspect *          Closed *               Closed             Suspect *
+    Suspect    Closed      Suspect            Suspect *              Closed             Suspect *
+    Open       Open        Open               Open                   Open               Open
+    HalfOpen   Closed      Open               Open                   Closed, on trial   Open
+
+    *: Open when it is the third in a row. Open becomes HalfOpen when its time is over and its one probe starts.
 
 A lost connection makes a worker Suspect at once (no new work) and a probe settles it within milliseconds; the many
 streams that break with one connection are one incident. Open lasts 1 s · 2^n, at most 30 s. The last lane is never

@@ -113,7 +113,10 @@ class Gates:
         failures = self._trials[key].failures if key in self._trials else 0
         try:
             async with self._slots:
-                moved = await canary(self._side(key.prefill), self._side(key.decode), self._rng)
+                # Clients first: they may raise, and a booking made before would never be released.
+                clients = self._client(key.prefill), self._client(key.decode)
+                prefill, decode = self._side(key.prefill, clients[0]), self._side(key.decode, clients[1])
+                moved = await canary(prefill, decode, self._rng)
         except StreamServeError as error:
             retry_at = self._clock() + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2.0 ** min(failures, 10))
             self._note(key, lanes.failed(Trial(failures=failures), error.message, retry_at))
@@ -122,9 +125,9 @@ class Gates:
             self._note(key, Trial(Outcome.PASSED))
             _log.info("canary %s -> %s moved %d bytes", key.prefill, key.decode, moved)
 
-    def _side(self, worker_id: str) -> Side:
+    def _side(self, worker_id: str, client: WorkerClient) -> Side:
         booking = self._book(worker_id, tokens=UNKNOWN_BLOCK_TOKENS + EXTRA_PROMPT_TOKENS + OUTPUT_TOKENS)
-        return Side(worker_id, self._client(worker_id), booking)
+        return Side(worker_id, client, booking)
 
     def _note(self, key: PairKey, trial: Trial) -> None:
         if key in self._trials:
