@@ -1,6 +1,7 @@
 """`streamserve up --engine Simulator` as a user starts it, and what a test wants to ask about it.
 
-Every process that it starts inherits MARK in its environment, so that leftovers are found whatever they are called.
+Every process that it starts inherits MARK in its environment, so that leftovers are found whatever they are called;
+redis-server overwrites its environment with its title, but works in the run folder.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Up:
         self.log = folder / "up.log"
         self.mark = uuid.uuid4().hex
         self.process: subprocess.Popen[bytes] | None = None
+        self.run_dir = "/nowhere"
 
     def start(self, *options: str, ready: bool = True) -> Up:
         argv = [sys.executable, "-m", "streamserve.cli.main", "up", "-f", str(self.file), "--engine", "Simulator"]
@@ -55,6 +57,7 @@ class Up:
             )
         if ready:
             self.until(self.ready_file.exists, START_SECONDS, "the ready file")
+            self.run_dir = self.ready["run_dir"]
         return self
 
     @property
@@ -105,7 +108,7 @@ class Up:
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that began from this `up`, itself included."""
-        return [process for process in psutil.process_iter() if _is_marked(process, self.mark)]
+        return [process for process in psutil.process_iter() if _is_ours(process, self.mark, self.run_dir)]
 
     def find(self, *words: str) -> psutil.Process:
         """The one process whose command line has these words."""
@@ -119,6 +122,10 @@ class Up:
         if done.returncode != 0:
             return {}
         return {lane["name"]: (lane["state"], lane["revision"]) for lane in json.loads(done.stdout)["lanes"]}
+
+    def workers_up(self) -> int:
+        """As `up` itself has it, which is what an edit's echo is waited for."""
+        return len(json.loads((Path(self.run_dir) / "fleet" / "fleet.json").read_text())["workers"])
 
     def all_ready(self, lanes: int) -> bool:
         states = self.states()
@@ -143,9 +150,11 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def _is_marked(process: psutil.Process, mark: str) -> bool:
+def _is_ours(process: psutil.Process, mark: str, run_dir: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.environ().get(MARK) == mark or process.cwd().startswith(run_dir)
     except psutil.Error:
         return False
 

@@ -69,8 +69,11 @@ def test_a_bad_revision_stops_after_one_lane_and_mending_the_file_goes_on(up: An
 def test_a_replica_is_added_to_every_lane_and_drained_again(up: Any) -> None:
     up.start("--lanes", "1")
     up.edit("  speculation:\n", "  decode: {replicas: 2}\n  speculation:\n")
-    up.until(lambda: "lane-0-decode-1" in str(up.find("--id lane-0-decode-1").cmdline()), 30, "the second decode")
+    up.until(lambda: _workers(up, "lane-0-decode-1") and up.all_ready(1), 40, "the second decode")
     before = up.edit("decode: {replicas: 2}", "decode: {replicas: 1}")
     up.line("lane-0-decode-1: retires", after=before)
-    up.until(lambda: not [p for p in up.processes() if "lane-0-decode-1" in str(p.cmdline())], 30, "its end")
-    up.until(lambda: up.all_ready(1), 30, "the lane")
+    up.until(lambda: not _workers(up, "lane-0-decode-1") and up.all_ready(1), 40, "its end")
+
+
+def _workers(up: Any, name: str) -> list[Any]:
+    return [process for process in up.processes() if f"--id {name} " in " ".join(process.cmdline())]

@@ -104,7 +104,11 @@ def _listen_for_signals(stop: asyncio.Event) -> asyncio.Event:
             hurry.set()
         stop.set()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    signals = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal stops everything in order too, except under nohup.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    for signum in signals:
         asyncio.get_running_loop().add_signal_handler(signum, heard)
     return hurry
 
