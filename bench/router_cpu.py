@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print the result only")
     parser.add_argument("--quick", action="store_true", help="a minute, for tests: its figures may not be quoted")
     given = parser.parse_args()
+    results.end_on_signals()
     if given.quick:
         given.repeats, given.tokens, given.window, given.streams = 1, 50, 2.0, min(given.streams, 50)
     with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:

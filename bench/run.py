@@ -102,6 +102,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="what is left to do, in order; runs nothing")
     parser.add_argument("--quick", action="store_true", help="two minutes, for tests: its figures may not be quoted")
     given = parser.parse_args()
+    results.end_on_signals()
     try:
         return benchmark(given)
     except (BenchError, AssertionError) as error:

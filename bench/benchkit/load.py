@@ -67,7 +67,7 @@ async def closed_loop(
             # A measured request has the same prompt however many went before it.
             place = number - warmup
             want = tokens if isinstance(tokens, int) else tokens[place % len(tokens)]
-            sample = await _one(generate, slot, place, texts[place % len(texts)], want)
+            sample = await answer_times(generate, slot, place, texts[place % len(texts)], want)
             if place >= 0:
                 samples.append(sample)
 
@@ -77,7 +77,8 @@ async def closed_loop(
     return sorted(samples, key=lambda sample: sample.key)
 
 
-async def _one(generate: Generate, slot: int, key: int, text: str, tokens: int) -> Sample:
+async def answer_times(generate: Generate, slot: int, key: int, text: str, tokens: int) -> Sample:
+    """One request, timed. Raises BenchError for an answer of another length."""
     began = time.perf_counter()
     first = last = 0.0
     received = 0

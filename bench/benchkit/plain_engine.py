@@ -1,7 +1,11 @@
-"""vLLM's AsyncLLM in this process, under the same closed loop as the servers: arm (a). Started by systems.py."""
+"""vLLM's AsyncLLM in this process: under the same closed loop as the servers (arm a), or prompt by prompt on demand.
+
+Started by systems.py and first_token.py with a task in JSON; "socket" asks for the second way.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import sys
@@ -61,10 +65,31 @@ async def measure(task: dict[str, Any]) -> dict[str, list[tuple[int, float, floa
     return found
 
 
+async def answer(task: dict[str, Any]) -> None:
+    """A JSON string per line in, [TTFT, TPOT] in ms per line out, until the connection closes."""
+    llm = engine(task)
+    generate = generator(llm)
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            sample = await load.answer_times(generate, 0, 0, json.loads(line), task["tokens"])
+            writer.write(json.dumps([sample.ttft_ms, sample.tpot_ms]).encode() + b"\n")
+        writer.close()
+        done.set()
+
+    await asyncio.start_unix_server(serve, task["socket"])
+    await done.wait()
+    llm.shutdown()
+
+
 def main() -> None:
     import uvloop
 
     task = json.loads(sys.argv[1])
+    if "socket" in task:
+        uvloop.run(answer(task))
+        return
     found = uvloop.run(measure(task))
     out = Path(task["out"])
     fresh = out.with_suffix(".new")

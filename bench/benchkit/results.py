@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,12 @@ class BenchError(RuntimeError):
 def say(text: str) -> None:
     """Progress, on stderr: stdout is for results."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGINT raise KeyboardInterrupt, so that what was started is stopped (also under nohup or &)."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
 
 
 def commit() -> str:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -108,7 +109,7 @@ class PlainEngine:
         process = Process(arm.name, command, self._directory, {**plan.environment, **path_environment()})
         process.start()
         try:
-            await _wait(out.exists, process, PLAIN_SECONDS, "the plain engine's result")
+            await wait_for(out.exists, process, PLAIN_SECONDS, "the plain engine's result")
         finally:
             process.kill()
         found = json.loads(out.read_text())
@@ -128,14 +129,14 @@ class VllmPair:
         for role, port in self._ports.items():
             self._processes.append(self._server(role, port).start())
         for process, port in zip(self._processes, self._ports.values(), strict=True):
-            await _wait(lambda port=port: healthy(port), process, ENGINE_START_SECONDS, "vLLM's /health")
+            await wait_for(lambda port=port: healthy(port), process, ENGINE_START_SECONDS, "vLLM's /health")
         ready = self._directory / "proxy.ready.json"
         command = [sys.executable, str(HERE / "http_proxy.py"), "--ready-file", str(ready)]
         for role, port in self._ports.items():
             command += [f"--{role}", f"127.0.0.1:{port}"]
         proxy = Process("proxy", command, self._directory, {}, ready)
         self._processes.append(proxy.start())
-        await _wait(ready.exists, proxy, 30.0, "the proxy")
+        await wait_for(ready.exists, proxy, 30.0, "the proxy")
         self._address = json.loads(ready.read_text())["http"]
 
     def stop(self) -> None:
@@ -230,7 +231,7 @@ def path_environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH", ""))))}
 
 
-def end_tree(process: Process) -> None:
+def end_tree(process: Process, wait_seconds: float = 8.0) -> None:
     """End a server and what it started, also what left its process group."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -238,16 +239,16 @@ def end_tree(process: Process) -> None:
         children = []
     if process.popen is not None:
         try:
-            process.popen.wait(8.0)
-        except Exception:
-            say(f"{process.name} did not end in 8 s; killing it")
+            process.popen.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            say(f"{process.name} did not end within {wait_seconds:g} s; killing it")
     process.kill()
     _, left = psutil.wait_procs(children, timeout=2.0)
     for child in left:
         child.kill()
 
 
-async def _wait(condition: Callable[[], bool], process: Process, seconds: float, what: str) -> None:
+async def wait_for(condition: Callable[[], bool], process: Process, seconds: float, what: str) -> None:
     end = time.monotonic() + seconds
     while not await asyncio.to_thread(condition):
         if not process.alive:
