@@ -80,4 +80,4 @@ def _decode_inputs(estimate: DecodeEstimate) -> list[tuple[str, float, str]]:
 
 def age_ms(age_seconds: float) -> int:
     """For the wire: whole milliseconds, the largest number when there never was a signal."""
-    return _U32 if math.isinf(age_seconds) else min(_U32, int(age_seconds * 1e3))
+    return _U32 if math.isinf(age_seconds) else min(_U32, round(age_seconds * 1e3))
