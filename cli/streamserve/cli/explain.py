@@ -108,9 +108,11 @@ def _print_table(answer: admin_pb2.ExplainRouteResponse) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(
-        f"policy {answer.policy}: " + (f"{answer.chosen} is chosen" if answer.chosen else "no lane can serve")
-    )
+    if answer.chosen:
+        console.print(f"policy {answer.policy}: {answer.chosen} is chosen")
+    else:
+        known = "" if answer.refused else ", for none is known: see `streamserve top` and the log of `streamserve up`"
+        console.print(f"no lane can serve{known}")
     if answer.candidates:
         console.print(_table(answer))
     for refusal in answer.refused:

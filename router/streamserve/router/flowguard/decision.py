@@ -145,8 +145,9 @@ class NoLane(NoWorker):
 
     def __init__(self, refused: tuple[Refusal, ...]) -> None:
         shown = "; ".join(str(refusal) for refusal in refused[:8]) or "no lane is known"
-        super().__init__(f"no lane can take the request: {shown}", retry_after_seconds=1.0)
         self.refused = refused
+        advice = "shorten the prompt" if self.too_long else "try again in a second; `streamserve top` shows the lanes"
+        super().__init__(f"no lane can take the request: {shown}; {advice}", retry_after_seconds=1.0)
 
     @property
     def too_long(self) -> bool:
