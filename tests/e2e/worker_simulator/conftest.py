@@ -32,3 +32,17 @@ def lane(tmp_path: Path, redis_server: RedisServer) -> Iterator[Lane]:
         yield lane.start()
     finally:
         lane.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+    """A lane for the tests of a module that leave it as they found it."""
+    directory = tmp_path_factory.mktemp("shared")
+    server = RedisServer(directory)
+    lane = Lane(directory, server)
+    try:
+        server.start()
+        yield lane.start()
+    finally:
+        lane.stop()
+        server.kill()

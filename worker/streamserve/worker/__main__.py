@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -113,7 +113,7 @@ class Worker:
             stack.push_async_callback(health.stop)
             grpc_address = await server.start()
             stack.push_async_callback(server.stop, 1.0)
-            engine = await _unless_stopped(_create(chosen, initial, run_dir), stop)
+            engine = await self._unless_stopped(_create(chosen, initial, run_dir), stop)
             if engine is None:
                 return 0
             stack.push_async_callback(_stop_engine, engine)
@@ -135,6 +135,26 @@ class Worker:
                 await publisher.withdraw()
             return status
         raise AssertionError("the exit stack swallowed an error")
+
+    async def _unless_stopped(self, loading: Coroutine[None, None, Engine], stop: asyncio.Event) -> Engine | None:
+        """The engine, or None when the process was told to stop while it loaded."""
+        task = asyncio.create_task(loading, name="load")
+        waiting = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            # A model that is being loaded in a thread can not be interrupted: the watchdog ends it.
+            _arm_watchdog(_ORPHAN_STOP_SECONDS if self._orphaned else _STOP_SECONDS, 0)
+            task.cancel()
+            await asyncio.wait((task,), timeout=_STOP_SECONDS / 2)
+            return None
+        finally:
+            waiting.cancel()
+
+    @property
+    def _orphaned(self) -> bool:
+        return self._options.die_with_parent and os.getppid() != self._parent
 
     def _assemble(self, engine: Engine, initial: RuntimeConfig, bound: str) -> tuple[Serving, Publisher | None]:
         chosen, identity = self._options, self._identity
@@ -195,7 +215,7 @@ class Worker:
                     await stop.wait()
         self._not_ready = "draining"
         await server.set_serving(False)
-        if self._options.die_with_parent and os.getppid() != self._parent:
+        if self._orphaned:
             _arm_watchdog(_ORPHAN_STOP_SECONDS, 1)
             return 1
         left = await serving.drain.wait(self._options.drain_seconds)
@@ -307,23 +327,6 @@ async def _create(chosen: Options, initial: RuntimeConfig, run_dir: Path) -> Eng
         recorder.start()
         return recorder
     return engine
-
-
-async def _unless_stopped(loading: object, stop: asyncio.Event) -> Engine | None:
-    """The engine, or None when the process was told to stop while it loaded."""
-    task = asyncio.ensure_future(loading)  # type: ignore[call-overload]
-    waiting = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            _arm_watchdog(_STOP_SECONDS, 0)
-            task.cancel()
-            await asyncio.wait((task,), timeout=_STOP_SECONDS / 2)
-            return None
-        engine: Engine = task.result()
-        return engine
-    finally:
-        waiting.cancel()
 
 
 async def _stop_engine(engine: Engine) -> None:

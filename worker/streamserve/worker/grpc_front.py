@@ -157,6 +157,10 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
                 cached_prompt_tokens=done.cached_prompt_tokens,
                 load=self._report(serving, flight),
             )
+        except asyncio.CancelledError:
+            # The client may have gone in the very moment in which the prompt became held.
+            self._pumps.spawn(f"abort {flight.engine_id}", serving.engine.abort(flight.engine_id))
+            raise
         finally:
             self._land(serving, flight)
 
@@ -198,6 +202,8 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
                     return
         finally:
             pump.cancel()
+            # The id is free again only when the engine has let go of it.
+            await asyncio.wait((pump,), timeout=_ABORT_SECONDS)
             self._land(serving, flight)
             serving.metrics.merged(buffer.merged)
 
