@@ -32,6 +32,10 @@ class RequestTiming(Protocol):
     def queue_seconds(self) -> float | None: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
 
 
 class RouterMetrics:
@@ -81,10 +85,6 @@ class RouterMetrics:
         """A gauge that is read when it is scraped."""
         Gauge("streamserve_router_" + name, text, registry=self.registry).set_function(value)
 
-    def forwarded(self, size_bytes: int) -> None:
-        self._chunks.inc()
-        self._bytes.inc(size_bytes)
-
     def retried(self, verdict: str) -> None:
         self._retries.labels(verdict).inc()
 
@@ -94,6 +94,8 @@ class RouterMetrics:
     def finished(self, outcome: str, workload: str, timing: RequestTiming) -> None:
         self._requests.labels(outcome, self._known(workload)).inc()
         self._tokens.inc(timing.tokens)
+        self._chunks.inc(timing.chunks)
+        self._bytes.inc(timing.sent_bytes)
         if timing.queue_seconds is not None:
             self._queue.observe(timing.queue_seconds)
         if timing.predicted_ttft_seconds is not None:

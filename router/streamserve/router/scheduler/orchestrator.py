@@ -141,7 +141,8 @@ class Timing:
     predicted_tpot_seconds: float | None = None
     queue_seconds: float | None = None
     tokens: int = 0
-    retries: int = 0
+    chunks: int = 0
+    sent_bytes: int = 0
 
 
 class _Run:
@@ -158,6 +159,9 @@ class _Run:
         )
         self._placements: dict[int, Placement] = {}
         self._error: StreamServeError | None = None
+        # Counted here and reported once: a labelled counter costs more than the rest of a chunk's bookkeeping.
+        self._chunks = 0
+        self._bytes = 0
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._placed_at: float | None = None
@@ -205,7 +209,8 @@ class _Run:
             predicted_tpot_seconds=self._prediction[1] if self._prediction else None,
             queue_seconds=None if self._placed_at is None else self._placed_at - self._placed_from,
             tokens=tokens,
-            retries=max(0, self._session.attempts - 1),
+            chunks=self._chunks,
+            sent_bytes=self._bytes,
         )
 
     async def _guarded(self, action: core.Action) -> list[core.Action]:
@@ -422,7 +427,8 @@ class _Run:
             self._first_at = now
         self._last_at = now
         data = head + action.payload
-        self._owner.metrics.forwarded(len(data))
+        self._chunks += 1
+        self._bytes += len(data)
         self._watchdog.expect(Cause.SLOW_CONSUMER, self._owner.limits.slow_consumer_seconds)
         await self._write(data)
 
