@@ -28,7 +28,7 @@ def one_line(row: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def result(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def result(plan: Plan, rows: Sequence[Mapping[str, Any]], resamples: int = stats.RESAMPLES) -> dict[str, Any]:
     """The result document: summaries of every arm, ratios of every pair, and whether the target holds."""
     arms = {
         arm.name: {
@@ -50,7 +50,7 @@ def result(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 )
                 if not pairs:
                     continue
-                ratio = stats.ratio_interval(pairs, seed=plan.seed)
+                ratio = stats.ratio_interval(pairs, seed=plan.seed, resamples=resamples)
                 ratios.append(
                     {
                         "ours": ours,
