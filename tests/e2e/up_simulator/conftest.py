@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,7 @@ class Up:
             process.kill()
         if self.process is not None:
             self.process.wait(10)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
 def _cmdline(process: psutil.Process) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from streamserve.cli.errors import Refused
 from streamserve.cli.up import preflight
 from streamserve.cli.up import redis as local_redis
+from streamserve.cli.up.ports import free_port, settled
 from streamserve.cli.up.preflight import Facts, ModelFacts, problems
 from streamserve.contract.streampair import StreamPair
 
@@ -160,6 +162,11 @@ def test_a_redis_url_shows_no_password() -> None:
 
 
 async def test_an_unreachable_redis_is_refused_with_advice() -> None:
-    endpoint = local_redis.external(f"redis://127.0.0.1:{local_redis.free_port()}")
+    endpoint = local_redis.external(f"redis://127.0.0.1:{free_port(Random(3))}")
     with pytest.raises(Refused, match=r"cannot be reached .* correct --redis"):
         await local_redis.check(endpoint)
+
+
+def test_port_0_is_settled_below_the_ephemeral_range() -> None:
+    assert 20_000 <= int(settled("127.0.0.1:0", Random(1)).rpartition(":")[2]) < 30_000
+    assert settled("127.0.0.1:50051", Random(1)) == "127.0.0.1:50051"

@@ -25,7 +25,7 @@ import grpc
 
 from streamserve.cli import fleet_view
 from streamserve.cli.errors import Refused
-from streamserve.cli.up import commands, edits, hot, preflight, push, watch
+from streamserve.cli.up import commands, edits, hot, ports, preflight, push, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.edits import Verdict
@@ -201,9 +201,12 @@ class _App:
         )
         self._push = ConfigPush(Keyspace(commands.NAMESPACE, site.pair), endpoint.url, site.config_file)
         await self._push.write(self._config)
-        self._lanes = Lanes(site, self._new_child, self._tasks, self._wake.set, self._reporter.say)
+        self._lanes = Lanes(
+            site, self._new_child, self._tasks, self._wake.set, self._reporter.say, lambda: ports.free_port(self._rng)
+        )
         self._write_fleet()
-        self._router = self._new_child(commands.router(site, self._options.grpc, self._options.http))
+        grpc_address, http_address = (ports.settled(a, self._rng) for a in (self._options.grpc, self._options.http))
+        self._router = self._new_child(commands.router(site, grpc_address, http_address))
         self._router.start()
         self._introduce()
         for name, loop in (
@@ -222,7 +225,7 @@ class _App:
         return 1
 
     async def _start_redis(self) -> local_redis.Endpoint:
-        endpoint, executable, config = local_redis.embedded(self._run_dir)
+        endpoint, executable, config = local_redis.embedded(self._run_dir, ports.free_port(self._rng))
         self._redis = self._new_child(commands.redis(executable, config, os.getpid()))
         self._redis.start()
         await local_redis.until_up(endpoint)
@@ -260,10 +263,7 @@ class _App:
 
     def _plan_once(self) -> None:
         lanes, router = self._parts()
-        if router.up and "grpc" in router.info:
-            # A restarted router has to come back where its clients look for it.
-            router.command = commands.router(self._site, str(router.info["grpc"]), str(router.info["http"]))
-        else:
+        if not router.up:
             self._fleet = None
         spec = self._pair.spec
         wanted = Wanted(

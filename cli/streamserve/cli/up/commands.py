@@ -70,15 +70,15 @@ def worker_name(lane: int, slot: Slot) -> str:
     return f"{lane_name(lane)}-{slot.role}-{slot.index}"
 
 
-def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str) -> Command:
-    """A worker of this spec. Ports are the kernel's choice; the ready file says which."""
+def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str, nixl_port: int) -> Command:
+    """A worker of this spec. Other ports are the kernel's choice; the ready file says which."""
     spec, name = pair.spec, worker_name(lane, slot)
     role = spec.prefill if slot.role == "prefill" else spec.decode
     argv = [
         *("--role", slot.role, "--engine", spec.engine.kind.value),
         *("--id", name, "--lane", lane_name(lane), "--revision", revision),
         *_identity(site),
-        *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"),
+        *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", f"127.0.0.1:{nixl_port}"),
         *("--model", spec.model.name),
     ]
     if spec.speculation.method.value != "None":

@@ -51,13 +51,20 @@ class Lanes:
     """Owns every worker process."""
 
     def __init__(
-        self, site: Site, new_child: NewChild, tasks: Tasks, changed: Callable[[], None], say: Callable[[str], None]
+        self,
+        site: Site,
+        new_child: NewChild,
+        tasks: Tasks,
+        changed: Callable[[], None],
+        say: Callable[[str], None],
+        free_port: Callable[[], int],
     ) -> None:
         self._site = site
         self._new_child = new_child
         self._tasks = tasks
         self._changed = changed
         self._say = say
+        self._free_port = free_port
         self.lanes: dict[int, Lane] = {}
 
     @property
@@ -155,7 +162,9 @@ class Lanes:
                 self._tasks.spawn(f"retire/{lane.name}/{slot}", self._retire_worker(lane, slot, drain_seconds))
 
     def _start(self, lane: Lane, slot: Slot) -> None:
-        child = self._new_child(commands.worker(self._site, lane.pair, lane.index, slot, lane.revision))
+        child = self._new_child(
+            commands.worker(self._site, lane.pair, lane.index, slot, lane.revision, self._free_port())
+        )
         lane.children[slot] = child
         child.start()
 

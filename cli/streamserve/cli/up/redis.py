@@ -11,7 +11,6 @@ import asyncio
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,10 +52,10 @@ class Endpoint:
     address: str
 
 
-def embedded(run_dir: Path) -> tuple[Endpoint, str, Path]:
-    """(endpoint, executable, configuration file) of a Redis to start. Raises Refused without a binary."""
+def embedded(run_dir: Path, port: int) -> tuple[Endpoint, str, Path]:
+    """(endpoint, executable, configuration file) of a Redis to start on that port. Raises Refused without a binary."""
     executable = find_executable()
-    port, password = free_port(), secrets.token_hex(24)
+    password = secrets.token_hex(24)
     config = run_dir / "redis.conf"
     text = _CONFIGURATION.format(port=port, password=password, directory=run_dir)
     write_atomic(config, text.encode(), mode=0o600)
@@ -102,12 +101,6 @@ def _version(executable: str) -> tuple[int, int] | None:
         return None
     match = re.search(r"v=(\d+)\.(\d+)", told)
     return (int(match[1]), int(match[2])) if match else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def check(endpoint: Endpoint) -> None:
