@@ -90,3 +90,27 @@ def test_explain_as_json_keeps_every_term() -> None:
     found = as_object(answer)
     assert found["candidates"][0]["terms"] == [{"name": "transfer", "value": 0.1, "unit": "s"}]
     assert found["refused"] == [{"lane": "lane-1", "reason": "draining"}]
+
+
+class ClosedTerminal(io.StringIO):
+    def __init__(self, *, tty: bool) -> None:
+        super().__init__()
+        self.tty = tty
+        self.gone = False
+
+    def isatty(self) -> bool:
+        return self.tty
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(5, "Input/output error")
+        return len(text)
+
+
+def test_a_closed_terminal_or_pipe_disturbs_nothing() -> None:
+    for tty in (True, False):
+        reporter = Reporter(out := ClosedTerminal(tty=tty))
+        out.gone = True
+        reporter.say("stopping")
+        reporter.show(Standing(lanes=1, ready=0, generation=1, loading=(("lane-0-decode-0", 9.0),)))
+        reporter.close()

@@ -5,6 +5,7 @@ In a pipe each line begins with the time. While engines load their progress is t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -47,16 +48,18 @@ class Reporter:
 
     def say(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {text}"
-        if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self._out, flush=True)
+        with self._unheard():
+            if self._live is not None:
+                self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=self._out, flush=True)
 
     def show(self, standing: Standing) -> None:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(live_line(standing), overflow="ellipsis", no_wrap=True), refresh=True)
+            with self._unheard():
+                self._live.update(Text(live_line(standing), overflow="ellipsis", no_wrap=True), refresh=True)
             return
         names, now = tuple(name for name, _ in standing.loading), time.monotonic()
         if names and now - self._told[1] >= PROGRESS_SECONDS:
@@ -66,8 +69,13 @@ class Reporter:
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._unheard():
+                self._live.stop()
             self._live = None
+
+    def _unheard(self) -> contextlib.suppress:
+        """A terminal or pipe that was closed must not end what is served, nor break an orderly stop."""
+        return contextlib.suppress(OSError)
 
 
 def progress(loading: Iterable[tuple[str, float]]) -> list[str]:
