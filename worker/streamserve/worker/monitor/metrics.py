@@ -1,4 +1,4 @@
-"""The worker's Prometheus metrics, all named streamserve_worker_…
+"""The worker's Prometheus metrics, all named streamserve_worker_…, and beside them vLLM's own, named vllm:….
 
 Gauges and engine counters are read when scraped; only what the server itself does is counted as it happens.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -57,6 +57,7 @@ class Metrics:
     def watch(self, gauges: Callable[[], Gauges]) -> None:
         """Show the engine's own numbers too, from now on."""
         self._registry.register(_EngineCollector(gauges))
+        self._registry.register(_VllmCollector())
 
     def refused(self, call: str, error: StreamServeError) -> None:
         self._errors.labels(call, error.reason).inc()
@@ -132,6 +133,16 @@ class _EngineCollector(Collector):
             accepted.add_metric([str(position)], held)
         yield drafted
         yield accepted
+
+
+class _VllmCollector(Collector):
+    """What vLLM counts itself, in prometheus_client's global registry; nothing with another engine."""
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
