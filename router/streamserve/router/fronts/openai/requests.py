@@ -191,10 +191,13 @@ def _read(kind: type[_Request], body: bytes) -> _Request:
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     """The deepest complaint of a union is the one that fits what was sent."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = [str(part) for part in first["loc"] if isinstance(part, int) or not _is_branch(str(part))]
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(errors, key=lambda each: len(each["loc"]))
+    where = [str(part) for part in deepest["loc"] if isinstance(part, int) or not _is_branch(str(part))]
     field = ".".join(where)
-    message = first["msg"].removeprefix("Value error, ")
+    if deepest["type"] == "extra_forbidden":
+        return InvalidRequest(f"unsupported parameter: {field!r}; leave it out", field=field)
+    message = deepest["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}" if field else message, field=field or None)
 
 
