@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a fraction of a token": ({"max_tokens": 1.5}, "max_tokens", "integer"),
     "a number for a switch": ({"stream": 1}, "stream", "boolean"),
     "stream options without a stream": ({"stream_options": {"include_usage": True}}, "", "stream: true"),
-    "an unknown stream option": ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unsupported parameter"),
+    "an unknown stream option": ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unsupported"),
     "a stop list of numbers": ({"stop": [1]}, "stop", "string"),
 }
 
