@@ -1,7 +1,6 @@
 """The mapped record: what was written is read, torn writes are not, and garbage is refused."""
 
 import os
-import struct
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -86,13 +85,39 @@ def test_the_ring_keeps_its_last_4096(tmp_path: Path) -> None:
     assert reader.finished(str(RING + 9)) == RequestRecord(RING + 9, 0, 0, 0)
 
 
-def test_a_writer_that_died_while_writing_is_an_error_not_a_wrong_figure(tmp_path: Path) -> None:
-    _, reader = pair(tmp_path)
+def test_a_writer_put_off_in_the_middle_of_writing_holds_up_no_reader(tmp_path: Path) -> None:
+    writer, reader = pair(tmp_path)
+    writer.write(Figures(steps=7))
+    other = module._SLOTS_AT[(writer._sequence + 1) & 1]
     with open(tmp_path / "record", "r+b") as file:
-        file.seek(16)
-        file.write(struct.pack("<Q", 5))
-    with pytest.raises(RecordError, match="locked"):
-        reader.snapshot()
+        file.seek(other)
+        file.write(b"\xff" * 100)
+    assert reader.snapshot().steps == 7
+
+
+def test_a_reader_that_is_overtaken_each_time_keeps_the_figures_it_read_last(tmp_path: Path) -> None:
+    writer, reader = pair(tmp_path)
+    writer.write(Figures(steps=7))
+    assert reader.snapshot().steps == 7
+
+    class Moving:
+        """A map whose sequence number is never the same twice."""
+
+        def __init__(self) -> None:
+            self.reads = 0
+
+        def __call__(self, mapped: object, at: int) -> tuple[int]:
+            self.reads += 1
+            return (self.reads,)
+
+    moving = Moving()
+    original = module._SEQUENCE
+    module._SEQUENCE = type("Struct", (), {"unpack_from": staticmethod(moving)})  # type: ignore[assignment]
+    try:
+        assert reader.snapshot().steps == 7
+    finally:
+        module._SEQUENCE = original
+    assert moving.reads > 100
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\0" * module._SIZE])

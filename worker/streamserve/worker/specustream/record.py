@@ -1,15 +1,15 @@
 """The scheduler's own record of what it did, shared with the worker's main process through one small mapped file.
 
 The engine core writes it between steps; anyone with the path may read it, without IPC and without waiting. Layout,
-little-endian, version 1:
+little-endian, version 2:
 
     offset 0      header   magic, version, sequence number
-    offset 64     figures  `Figures`, one fixed struct
+    offset 64     figures  two slots of `Figures`, one fixed struct each
     offset 4096   ring     RING finished requests, 40 bytes each
 
-Figures are guarded by a sequence lock: the writer makes the number odd, writes, makes it even; a reader that saw an
-odd or a changed number reads again. A ring entry is guarded the same way by its key, which is zero while the entry is
-being written. Entries are written before vLLM emits the request's last output, so whoever has seen a request finish
+The writer fills the slot that nobody reads, then raises the sequence number, whose parity names the slot to read. So a
+reader never waits for a writer that was put off its core in the middle of writing; it reads again only when the number
+moved while it read. A ring entry is guarded by its key, which is zero while the entry is being written. Entries are written before vLLM emits the request's last output, so whoever has seen a request finish
 finds its entry, until RING later requests have overwritten it.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from streamserve.worker.specustream.policy import MAX_DEPTH
 
 MAGIC = b"SSRECORD"
-VERSION = 1
+VERSION = 2
 RING = 4096
 
 _HEADER = struct.Struct("<8sIIQ")
@@ -38,13 +38,13 @@ _ENTRY = struct.Struct("<QIIIIQQ")
 _KEY = struct.Struct("<Q")
 _SIZE = _RING_AT + RING * _ENTRY.size
 _FALLBACK_BYTES = 160
-_READ_ATTEMPTS = 1000
+_READ_ATTEMPTS = 100
 
 DEPTHS = MAX_DEPTH + 1
 
 
 class RecordError(RuntimeError):
-    """The file is not a record of this version, or its writer died in the middle of writing."""
+    """The file is not a record of this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ class Figures:
 _INTEGERS = tuple(field.name for field in fields(Figures) if field.type == "int")
 _FLOATS = tuple(field.name for field in fields(Figures) if field.type == "float")
 _FIGURES = struct.Struct(f"<{len(_INTEGERS)}q{len(_FLOATS)}d{DEPTHS}q{MAX_DEPTH}q{MAX_DEPTH}q{_FALLBACK_BYTES}s")
-assert _FIGURES_AT + _FIGURES.size <= _RING_AT
+_SLOTS_AT = (_FIGURES_AT, _FIGURES_AT + _FIGURES.size)
+assert _SLOTS_AT[1] + _FIGURES.size <= _RING_AT
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,11 @@ class RecordWriter:
     ) -> None:
         """Publish values in the order of the fields of `Figures`, integers and floats apart (the hot path)."""
         text = fallback.encode()[:_FALLBACK_BYTES]
-        _SEQUENCE.pack_into(self._map, _SEQUENCE_AT, self._sequence + 1)
-        _FIGURES.pack_into(self._map, _FIGURES_AT, *integers, *floats, *depth_steps, *drafted, *accepted, text)
-        self._sequence += 2
-        _SEQUENCE.pack_into(self._map, _SEQUENCE_AT, self._sequence)
+        following = self._sequence + 1
+        slot = _SLOTS_AT[following & 1]
+        _FIGURES.pack_into(self._map, slot, *integers, *floats, *depth_steps, *drafted, *accepted, text)
+        self._sequence = following
+        _SEQUENCE.pack_into(self._map, _SEQUENCE_AT, following)
 
     def finish(self, request_id: str, record: RequestRecord) -> None:
         """Append a finished request, overwriting the oldest."""
@@ -191,6 +193,7 @@ class Record:
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._map = mapped
+        self._latest = Figures()
 
     @staticmethod
     def open(path: str | Path) -> Record:
@@ -209,16 +212,15 @@ class Record:
         return Record(mapped)
 
     def snapshot(self) -> Figures:
-        """The latest consistent figures; raises RecordError when the writer died while writing."""
+        """The latest figures; the last ones read when the writer overtook every attempt."""
         for _ in range(_READ_ATTEMPTS):
             (before,) = _SEQUENCE.unpack_from(self._map, _SEQUENCE_AT)
-            if before % 2:
-                continue
-            values = _FIGURES.unpack_from(self._map, _FIGURES_AT)
+            values = _FIGURES.unpack_from(self._map, _SLOTS_AT[before & 1])
             (after,) = _SEQUENCE.unpack_from(self._map, _SEQUENCE_AT)
             if before == after:
-                return _figures(values)
-        raise RecordError("the scheduler record stays locked: its writer is gone or hangs")
+                self._latest = _figures(values)
+                break
+        return self._latest
 
     def finished(self, request_id: str) -> RequestRecord | None:
         """The newest entry of `request_id`; None when it never finished here or was overwritten."""
