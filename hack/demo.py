@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import psutil
 
 from streamserve.runtime.grpc import channel
@@ -194,11 +195,11 @@ class Fleet:
     async def acknowledged(self, generation: int, since: float) -> float:
         """Milliseconds from `since` until every worker's scheduler had adopted the generation."""
         while True:
-            states = await self.states()
-            elapsed_ms = (time.monotonic() - since) * 1e3
-            if all(s.config_generation >= generation for s in states.values()):
-                return elapsed_ms
-            if elapsed_ms > 10 * ACK_LIMIT_MS:
+            with contextlib.suppress(grpc.aio.AioRpcError):  # a worker that was lost acknowledges nothing
+                states = await self.states()
+                if all(s.config_generation >= generation for s in states.values()):
+                    return (time.monotonic() - since) * 1e3
+            if (elapsed_ms := (time.monotonic() - since) * 1e3) > 10 * ACK_LIMIT_MS:
                 return elapsed_ms
             await asyncio.sleep(0.02)
 
@@ -277,7 +278,11 @@ async def drive(spec: Path, ready: dict[str, str]) -> tuple[list[Answer], Counte
 
         await asyncio.gather(*(one(workload, prompt) for workload, prompt in load_prompts()))
         times = list(await asyncio.gather(*acknowledgements))
-        after = await fleet.counters()
+        try:
+            after = await fleet.counters()
+        except grpc.aio.AioRpcError as error:
+            say(f"a worker was lost, its counters with it: {error.details()}")
+            after = before
     return answers, after.since(before), times, block_tokens
 
 

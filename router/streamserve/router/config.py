@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     sources.add_argument("--fleet", type=Path, metavar="FILE", help='{"workers": [{"id", "role", "lane", …}]}, watched')
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--stall-seconds", type=float, default=10.0, metavar="S", help="a silent worker counts as lost (10)"
+        "--stall-seconds", type=float, default=20.0, metavar="S", help="a silent worker counts as lost (20)"
     )
     limits.add_argument(
         "--slow-consumer-seconds", type=float, default=30.0, metavar="S", help="a client that reads nothing (30)"

@@ -78,7 +78,7 @@ async def _serve(options: Options, stop: asyncio.Event) -> int:
     endpoint = None if options.redis is None else local_redis.external(options.redis)
     config = await _preflight(options, pair, endpoint)
     run_dir = Path(tempfile.mkdtemp(prefix="streamserve-up-"))
-    for name in ("config", "fleet", "ready", "logs"):
+    for name in ("config", "fleet", "ready", "logs", "tmp"):
         (run_dir / name).mkdir()
     reporter = Reporter()
     app = _App(options, overrides, pair, config, run_dir, reporter)
@@ -91,6 +91,8 @@ async def _serve(options: Options, stop: asyncio.Event) -> int:
         if status == 0:
             shutil.rmtree(run_dir, ignore_errors=True)
         else:
+            for name in ("config", "fleet", "ready", "tmp"):
+                shutil.rmtree(run_dir / name, ignore_errors=True)
             print(f"logs are kept in {run_dir / 'logs'}", flush=True)
     return status
 

@@ -55,6 +55,11 @@ class Site:
     def fleet_file(self) -> Path:
         return self.run_dir / "fleet" / "fleet.json"
 
+    @property
+    def temporary(self) -> Path:
+        """Where our children and theirs put what is temporary, so that it goes even when they are killed."""
+        return self.run_dir / "tmp"
+
     def ready_file(self, name: str) -> Path:
         return self.run_dir / "ready" / f"{name}.json"
 
@@ -132,6 +137,6 @@ def _command(site: Site, name: str, module: str, argv: list[str], environment: d
     return Command(
         name=name,
         argv=(sys.executable, "-m", module, *argv, *shared),
-        environment={REDIS_VARIABLE: site.redis_url, **environment},
+        environment={REDIS_VARIABLE: site.redis_url, "TMPDIR": str(site.temporary), **environment},
         ready_file=ready,
     )

@@ -27,7 +27,6 @@ CLUSTER_ONLY: tuple[fields.Path, ...] = (
     ("spec", "placement"),
     ("spec", "router", "replicas"),
     ("spec", "router", "template"),
-    ("spec", "update", "maxSurge"),
     ("spec", "paused"),
 )
 """Settings that `streamserve up` accepts and has no use for."""

@@ -57,7 +57,7 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    stall_seconds: float = 10.0
+    stall_seconds: float = 20.0
     slow_consumer_seconds: float = 30.0
 
 

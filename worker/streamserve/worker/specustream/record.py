@@ -9,8 +9,9 @@ little-endian, version 2:
 
 The writer fills the slot that nobody reads, then raises the sequence number, whose parity names the slot to read. So a
 reader never waits for a writer that was put off its core in the middle of writing; it reads again only when the number
-moved while it read. A ring entry is guarded by its key, which is zero while the entry is being written. Entries are written before vLLM emits the request's last output, so whoever has seen a request finish
-finds its entry, until RING later requests have overwritten it.
+moved while it read. A ring entry is guarded by its key, which is zero while the entry is being written. Entries are
+written before vLLM emits the request's last output, so whoever has seen a request finish finds its entry, until RING
+later requests have overwritten it.
 """
 
 from __future__ import annotations
