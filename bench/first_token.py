@@ -219,6 +219,9 @@ def main() -> int:
     except (BenchError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started is stopped")
+        return 130
     print(json.dumps(result["budget"], indent=1))
     if not given.quick and not given.no_write:
         say(f"written: {results.write('first-token', result).relative_to(results.ROOT)}")

@@ -239,6 +239,9 @@ def main() -> int:
         except (BenchError, AssertionError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            say("interrupted; everything that was started is stopped")
+            return 130
     import json
 
     print(json.dumps({k: v for k, v in document.items() if k not in ("runs", "machine")}, indent=1))

@@ -108,6 +108,9 @@ def main() -> int:
     except (BenchError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started is stopped")
+        return 130
 
 
 def benchmark(given: argparse.Namespace) -> int:

@@ -200,6 +200,9 @@ def main() -> int:
     except (BenchError, AssertionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started is stopped")
+        return 130
     print(json.dumps({"loads": document["loads"]}, indent=1))
     if given.quick:
         return 0

@@ -56,11 +56,12 @@ async def closed_loop(
 ) -> list[Sample]:
     """Send `warmup` requests, dropped, then `requests`, kept. `tokens` may differ by request (in turn).
 
-    Raises BenchError for an answer of another length.
+    Raises BenchError when one fails.
     """
     total = warmup + requests
     numbers = iter(range(total))
     samples: list[Sample] = []
+    problem: BenchError | None = None
 
     async def client(slot: int) -> None:
         for number in numbers:
@@ -71,9 +72,15 @@ async def closed_loop(
             if place >= 0:
                 samples.append(sample)
 
-    async with asyncio.TaskGroup() as group:
-        for slot in range(min(concurrency, total)):
-            group.create_task(client(slot))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for slot in range(min(concurrency, total)):
+                group.create_task(client(slot))
+    except* (BenchError, OSError, TimeoutError) as failed:
+        first = failed.exceptions[0]
+        problem = BenchError(f"a request failed: {first or type(first).__name__}")
+    if problem is not None:
+        raise problem
     return sorted(samples, key=lambda sample: sample.key)
 
 

@@ -35,9 +35,9 @@ def say(text: str) -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGINT raise KeyboardInterrupt, so that what was started is stopped (also under nohup or &)."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler)
+    """Let SIGTERM do what Ctrl-C does, and both work under `&` and nohup too: what was started is then stopped."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 def commit() -> str:

@@ -64,9 +64,8 @@ async def test_times_are_positive_and_tpot_is_per_token_not_per_message() -> Non
 
 
 async def test_an_answer_of_another_length_ends_the_benchmark() -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(BenchError, match="9 tokens instead of 10"):
         await send(Server(short_by=1))
-    assert caught.group_contains(BenchError, match="9 tokens instead of 10")
 
 
 def test_prompts_alternate_between_the_workloads() -> None:
