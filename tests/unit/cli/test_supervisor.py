@@ -121,9 +121,12 @@ async def test_the_reaper_ends_what_is_left_when_its_input_ends(tmp_path: Path) 
     stubborn = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
         start_new_session=True,
+        stdout=asyncio.subprocess.PIPE,
     )
+    assert stubborn.stdout is not None
+    assert await asyncio.wait_for(stubborn.stdout.readline(), 10) == b"deaf\n"
     reaper.add(stubborn.pid)
     await reaper.stop()
     assert await asyncio.wait_for(stubborn.wait(), 5) == -9
