@@ -171,9 +171,7 @@ class Engine(Protocol):
         """Compute the prompt, hold its KV for one pull (within the engine's lease), and drop the sampled token."""
         ...
 
-    def generate(
-        self, job: Job, *, kv_handle: bytes = b"", cached_prompt_tokens: int = 0
-    ) -> AsyncIterator[Chunk]:
+    def generate(self, job: Job, *, kv_handle: bytes = b"", cached_prompt_tokens: int = 0) -> AsyncIterator[Chunk]:
         """Stream every position from 0. With `kv_handle` the prompt's KV is pulled, else it is computed here.
 
         Also serves one-token requests on a prefill engine. Closing the iterator aborts the request.
