@@ -11,8 +11,8 @@
 
 Every term is a time, so terms add without weights; weights (percent, neutral 100) only express a preference.
 A term that stands on signals moves toward the fleet's median of that term as trust in these signals falls; what this
-router has booked is added in full, because that it knows. A rate that nobody reports is the fleet's median of it,
-or one of the priors below.
+router has booked is added in full, because that it knows. What a worker has not measured yet is assumed as usual
+(`usual.py`): a lane that never served then ties with an idle one that did, and ties are broken at random.
 Sources: llm-d and SMG's least_load for k/(1−k), measured herding in the design's router notes §3.
 """
 
@@ -23,16 +23,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamserve.contract.runtime_config import RoutingWeights, Slo
-from streamserve.contract.signals import Role, WorkerSignals
+from streamserve.contract.signals import Role
 from streamserve.router.flowguard.decision import Candidate, DecodeEstimate, PrefillEstimate, PrefillMode, Step
 from streamserve.router.flowguard.request import RouteRequest
+from streamserve.router.flowguard.usual import Usual, median, workload_emitted
 from streamserve.router.flowguard.view import FleetView, WorkerView
 
-PRIOR_PREFILL_TOKENS_PER_SECOND: Final = 2_000.0
-PRIOR_STEP_BASE_SECONDS: Final = 0.02
-PRIOR_STEP_PER_REQUEST_SECONDS: Final = 0.000_5
-PRIOR_TRANSFER_BYTES_PER_SECOND: Final = 1e9
-PRIOR_OUTPUT_TOKENS: Final = 128.0
 PRIOR_SLOTS: Final = 64
 PRESSURE_SECONDS: Final = 0.15
 PRESSURE_CAP: Final = 0.99
@@ -48,60 +44,13 @@ class Way:
     step: Step
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What to assume where a worker's own rate is unknown: the fleet's median, else the prior."""
-
-    prefill_tokens_per_second: float
-    step_base_seconds: float
-    step_per_request_seconds: float
-    transfer_bytes_per_second: float
-    output_tokens: float
-
-
-def fleet_rates(request: RouteRequest, view: FleetView) -> Rates:
-    """Medians of what the fleet reports, and the output length to expect of this request."""
-    signals = [worker.signals for lane in view.lanes for worker in lane.workers if worker.signals is not None]
-    steps = [s for s in signals if s.step_base_seconds + s.step_per_request_seconds > 0]
-    outputs = [
-        w.mean_output_tokens
-        for s in signals
-        for w in s.workloads
-        if w.name == request.workload and w.mean_output_tokens > 0
-    ]
-    expected = request.expected_output_tokens
-    if expected is None:
-        expected = _median(outputs, PRIOR_OUTPUT_TOKENS)
-    return Rates(
-        _median([s.prefill_tokens_per_second for s in signals if s.prefill_tokens_per_second > 0], _PREFILL),
-        _median([s.step_base_seconds for s in steps], PRIOR_STEP_BASE_SECONDS),
-        _median([s.step_per_request_seconds for s in steps], PRIOR_STEP_PER_REQUEST_SECONDS),
-        _median([s.transfer_bytes_per_second for s in signals if s.transfer_bytes_per_second > 0], _TRANSFER),
-        min(max(1.0, expected), float(max(1, request.max_tokens))),
-    )
-
-
-_PREFILL: Final = PRIOR_PREFILL_TOKENS_PER_SECOND
-_TRANSFER: Final = PRIOR_TRANSFER_BYTES_PER_SECOND
-
-
-def _median(values: Sequence[float], otherwise: float) -> float:
-    return median(values) if values else otherwise
-
-
-def median(values: Sequence[float]) -> float:
-    """statistics.median without its generality: this runs several times in every decision."""
-    ordered, middle = sorted(values), len(values) // 2
-    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
 class Estimator:
     """Estimates for one request on one view; each worker is looked at once, however many pairs it is in."""
 
-    def __init__(self, request: RouteRequest, view: FleetView, rates: Rates, *, signal_trust_seconds: float) -> None:
+    def __init__(self, request: RouteRequest, view: FleetView, usual: Usual, *, signal_trust_seconds: float) -> None:
         self._request = request
         self._view = view
-        self._rates = rates
+        self._usual = usual
         self._trust_seconds = signal_trust_seconds
         self._prefill: dict[str, PrefillEstimate] = {}
         self._decode: dict[str, DecodeEstimate] = {}
@@ -126,7 +75,7 @@ class Estimator:
             return 0.0
         kv = way.prefill.kv
         reported = 0.0 if way.decode.signals is None else way.decode.signals.transfer_bytes_per_second
-        per_second = reported or self._rates.transfer_bytes_per_second
+        per_second = reported or self._usual.transfer_bytes_per_second(way.decode)
         return kv.blocks(self._request.prompt_tokens) * kv.bytes_per_block / max(1.0, per_second)
 
     def _estimate_prefill(self, worker: WorkerView) -> PrefillEstimate:
@@ -149,7 +98,7 @@ class Estimator:
 
     def _prefill_rate(self, worker: WorkerView) -> float:
         reported = 0.0 if worker.signals is None else worker.signals.prefill_tokens_per_second
-        return max(1.0, reported or self._rates.prefill_tokens_per_second)
+        return max(1.0, reported or self._usual.prefill_tokens_per_second(worker))
 
     def _prefill_seconds(self, worker: WorkerView) -> float:
         queued = 0 if worker.signals is None else worker.signals.waiting_prompt_tokens
@@ -179,7 +128,7 @@ class Estimator:
             pressure_seconds=pressure,
             batch=now.batch,
             emitted_tokens_per_step=now.emitted,
-            expected_output_tokens=self._rates.output_tokens,
+            expected_output_tokens=self._usual.output_tokens,
             kv_used_fraction=now.kv_fraction,
             signal_age_seconds=self._view.age_seconds(worker),
             trust=trust,
@@ -207,23 +156,28 @@ class Estimator:
             inside += signals.running_requests + signals.waiting_requests
             slots = signals.max_running_requests or PRIOR_SLOTS
         batch = min(inside + 1, slots)
-        emitted = _emitted(signals, self._request.workload)
-        tpot = self._step_seconds(signals, batch) / emitted
+        emitted = self._emitted(worker)
+        tpot = self._step_seconds(worker, batch) / emitted
         ahead = max(0, inside + 1 - slots)
-        wait = ahead * self._rates.output_tokens * tpot / slots
+        wait = ahead * self._usual.output_tokens * tpot / slots
         fraction = self._kv_fraction(worker, booked_tokens)
         capped = min(fraction, PRESSURE_CAP)
         return _Load(wait, tpot, PRESSURE_SECONDS * capped / (1.0 - capped), batch, emitted, fraction)
 
-    def _step_seconds(self, signals: WorkerSignals | None, batch: int) -> float:
-        reported = 0.0 if signals is None else signals.step_seconds(batch)
-        return reported or self._rates.step_base_seconds + self._rates.step_per_request_seconds * batch
+    def _step_seconds(self, worker: WorkerView, batch: int) -> float:
+        reported = 0.0 if worker.signals is None else worker.signals.step_seconds(batch)
+        return reported or self._usual.step_seconds(worker, batch)
+
+    def _emitted(self, worker: WorkerView) -> float:
+        """Mean tokens a request gains per step; at least 1, because every step yields one."""
+        known = workload_emitted(worker.signals, self._request.workload)
+        return max(1.0, known or self._usual.emitted_tokens_per_step(worker))
 
     def _kv_fraction(self, worker: WorkerView, booked_tokens: int) -> float:
         signals, kv = worker.signals, worker.kv
         if signals is None or signals.kv_blocks_total <= 0:
             return 0.0
-        wanted = self._request.prompt_tokens + int(self._rates.output_tokens)
+        wanted = self._request.prompt_tokens + int(self._usual.output_tokens)
         ours = 0 if kv is None else kv.blocks(booked_tokens) + kv.blocks(wanted)
         return min(1.0, (signals.kv_blocks_used + ours) / signals.kv_blocks_total)
 
@@ -236,16 +190,6 @@ class _Load:
     batch: int = 0
     emitted: float = 1.0
     kv_fraction: float = 0.0
-
-
-def _emitted(signals: WorkerSignals | None, workload: str) -> float:
-    """Mean tokens a request gains per step: of this workload if the worker knows it, else over all; at least 1."""
-    if signals is None:
-        return 1.0
-    for known in signals.workloads:
-        if known.name == workload and known.mean_emitted_tokens_per_step > 0:
-            return max(1.0, known.mean_emitted_tokens_per_step)
-    return max(1.0, signals.mean_emitted_tokens_per_step)
 
 
 def costs(ways: Sequence[Way], estimator: Estimator, weights: RoutingWeights, slo: Slo) -> tuple[Candidate, ...]:

@@ -15,10 +15,11 @@ from random import Random
 from typing import Final
 
 from streamserve.contract.runtime_config import CrossLane, FailurePolicy, RoutingPolicy, RuntimeConfig
-from streamserve.router.flowguard.cost import Estimator, Way, costs, fleet_rates
+from streamserve.router.flowguard.cost import Estimator, Way, costs
 from streamserve.router.flowguard.decision import Candidate, Decision, NoLane, PrefillMode, Reason, Refusal, Step
 from streamserve.router.flowguard.filters import Sieve, requests_on
 from streamserve.router.flowguard.request import RouteRequest
+from streamserve.router.flowguard.usual import Usual
 from streamserve.router.flowguard.view import FleetView, LaneState, LaneView, WorkerView
 
 NEAR_TIE_FRACTION: Final = 0.03
@@ -43,13 +44,13 @@ def pick(
     """
     routing = config.routing
     trust_seconds = routing.signal_trust_ms / 1e3
-    rates = fleet_rates(request, view)
-    sieve = Sieve(request, view, signal_trust_seconds=trust_seconds, output_tokens=rates.output_tokens)
+    usual = Usual(request, view)
+    sieve = Sieve(request, view, signal_trust_seconds=trust_seconds, output_tokens=usual.output_tokens)
     ways = _ways(request, view, config, sieve)
     refused = (*sieve.all(view), *_unproven(view, sieve))
     if not ways:
         raise NoLane(refused)
-    estimator = Estimator(request, view, rates, signal_trust_seconds=trust_seconds)
+    estimator = Estimator(request, view, usual, signal_trust_seconds=trust_seconds)
     candidates = costs(ways, estimator, routing.weights_percent, config.slo_of(request.workload))
     chosen = candidates[_choose(routing.policy, ways, candidates, rng, cursor)]
     return Decision(chosen=chosen, candidates=candidates, refused=refused, policy=routing.policy.value)
