@@ -157,6 +157,7 @@ async def test_an_adopted_bound_holds_for_every_later_step() -> None:
             bounds = config(generation, min_depth=depth, max_depth=depth).speculation
             adopted = await decode.configure(config(generation).id, bounds)
             assert adopted.id.generation == generation
+            assert bounds.min_depth <= decode.snapshot().depth <= bounds.max_depth, "shown before the next step"
             before = decode.snapshot().depth_histogram
             for _ in range(5):
                 await anext(running)

@@ -85,6 +85,29 @@ def test_a_step_of_the_same_generation_is_newer() -> None:
     assert step(it, "a") == 2
 
 
+@pytest.mark.parametrize(
+    ("policy", "want"),
+    [
+        (DepthPolicy("Goodput", 0, 2), 2),
+        (DepthPolicy("Goodput", 5, 6), 5),
+        (DepthPolicy("Goodput", 1, 6), 4),
+        (DepthPolicy("Fixed", 0, 6, 1), 1),
+        (DepthPolicy("Off"), 0),
+    ],
+    ids=["above them", "below them", "within them", "above the fixed depth", "switched off"],
+)
+def test_the_depth_shown_of_an_idle_engine_moves_into_new_bounds(
+    tmp_path: Path, policy: DepthPolicy, want: int
+) -> None:
+    writer = RecordWriter(tmp_path / "record")
+    it, reader = driver(DepthPolicy("Fixed", 0, 6, 4), writer=writer), Record.open(tmp_path / "record")
+    step(it, "a")
+    it.idle()
+    it.configure(Configure(Adopted(2), policy))
+    it.publish()
+    assert reader.snapshot().depth == want
+
+
 def test_the_prefill_side_never_drafts() -> None:
     it = driver(DepthPolicy("Fixed", 2, 6, 4), prefill_only=True)
     assert [step(it, "a") for _ in range(20)] == [0] * 20

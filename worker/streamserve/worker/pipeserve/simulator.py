@@ -437,6 +437,8 @@ class Simulator:
         if policy != self._policy:
             self._policy = policy
             self._law = make_law(policy, self._knowledge, self._rng)
+            # What is shown is never outside the bounds in force, even before an idle engine's next step.
+            self._meters.depth = min(policy.clamp(self._meters.depth), policy.ceiling)
         for id, _, future in offered:
             if not future.done():
                 future.set_result(Adopted(id, self._meters.steps))

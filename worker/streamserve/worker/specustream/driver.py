@@ -115,6 +115,8 @@ class Driver:
             policy = DepthPolicy(policy="Off")
         self._adopted = message.version
         self._policy = policy
+        # What is shown is never outside the bounds in force, even before an idle engine's next step.
+        self._depth = min(policy.clamp(self._depth), policy.ceiling)
         self._law: Law | None = make_law(policy, self._knowledge, self._rng)
         self._fallback = ""
 
