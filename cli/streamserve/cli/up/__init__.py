@@ -6,8 +6,11 @@ hot.py         pure: the spec's hot part → RuntimeConfig
 revision.py    pure: the spec's cold part → a short hash
 commands.py    pure: command lines and environments of the processes
 preflight.py   what would fail later, refused now
-app.py         the edge: starts, watches, applies, reports, stops
-supervisor.py lanes.py redis.py push.py watch.py drain.py status.py guard.py reaper.py   what app.py is made of
+app.py         the edge: the command line and the file, refusals, the folder of a run
+running.py     what runs: started, planned, told, stopped
+taking.py      edits: judged, taken over or refused
+supervisor.py lanes.py redis.py push.py view.py watch.py drain.py status.py guard.py reaper.py
+               what running.py is made of
 """
 
 from __future__ import annotations

@@ -1,0 +1,300 @@
+"""What one `up` has running: started in order, planned five times a second, told, and stopped in order.
+
+Loops, each owned by one Tasks: the file's edits (taking.py); the plan (at every change of a process, and five times a
+second); the router's view of the fleet; the configuration kept in Redis; logs kept short; the reaper kept alive. Stop
+order: loops, router (it drains), workers, Redis; within 30 s in all, at once after a second signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from streamserve.cli.up import commands, edits, ports, preflight, watch
+from streamserve.cli.up import redis as local_redis
+from streamserve.cli.up.commands import Command, Site
+from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
+from streamserve.cli.up.plan import Wanted, plan
+from streamserve.cli.up.push import ConfigPush
+from streamserve.cli.up.status import Reporter, Standing
+from streamserve.cli.up.supervisor import Child, Reaper, State, rotate
+from streamserve.cli.up.taking import Current, EditTaker
+from streamserve.cli.up.view import RouterView
+from streamserve.contract.keys import Keyspace
+from streamserve.contract.runtime_config import RuntimeConfig
+from streamserve.contract.streampair import StreamPair, cluster_only
+from streamserve.runtime.process import write_atomic
+from streamserve.runtime.tasks import Tasks
+
+READY_SECONDS: Final = {"Vllm": 600.0, "Simulator": 60.0}
+ROUTER_STOP_SECONDS: Final = 10.0
+REDIS_STOP_SECONDS: Final = 3.0
+_TICK_SECONDS: Final = 0.2
+_ROTATE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    file: Path
+    grpc: str
+    http: str
+    redis: str | None = None
+    engine: str | None = None
+    lanes: int | None = None
+    ready_file: Path | None = None
+
+
+class Running:
+    """Everything that one `up` has started. `run`, then `stop`, which is safe at any point of the start."""
+
+    def __init__(
+        self,
+        options: Options,
+        overrides: watch.Overrides,
+        pair: StreamPair,
+        config: RuntimeConfig,
+        run_dir: Path,
+        reporter: Reporter,
+    ) -> None:
+        self._options = options
+        self._overrides = overrides
+        self._current = Current.first(pair, config)
+        self._run_dir = run_dir
+        self._reporter = reporter
+        self._began = time.monotonic()
+        self._wake = asyncio.Event()
+        self._tasks = Tasks("up")
+        self._reaper = Reaper()
+        self._keeper: asyncio.Task[None] | None = None
+        self._rng = Random()
+        self._redis: Child | None = None
+        self._router: Child | None = None
+        self._lanes: Lanes | None = None
+        self._push: ConfigPush | None = None
+        self._view: RouterView | None = None
+        self._fleet_text = b""
+        self._announced = False
+        self._halted = ""
+
+    # Start.
+
+    async def run(self, endpoint: local_redis.Endpoint | None, content: bytes, stop: asyncio.Event) -> int:
+        """Start everything and stay until `stop`, or until a loop of ours dies (status 1)."""
+        self._forget_ready_file()
+        await self._reaper.start()
+        self._keeper = asyncio.create_task(self._reaper.keep(), name="up/reaper")
+        endpoint = await self._start_redis() if endpoint is None else endpoint
+        write_atomic(self._run_dir / "redis.url", endpoint.url.encode(), mode=0o600)
+        self._endpoint = endpoint
+        self._site = site = Site(
+            pair=self._current.pair.metadata.name,
+            uid=self._current.config.id.uid,
+            run_dir=self._run_dir,
+            redis_url=endpoint.url,
+            environment=dict(os.environ),
+            cpu_engines=preflight.cpu_engines(),
+        )
+        self._push = ConfigPush(Keyspace(commands.NAMESPACE, site.pair), endpoint.url, site.config_file)
+        await self._push.write(self._current.config)
+        self._lanes = Lanes(
+            site, self._new_child, self._tasks, self._wake.set, self._reporter.say, lambda: ports.free_port(self._rng)
+        )
+        self._write_fleet()
+        grpc_address, http_address = (ports.settled(a, self._rng) for a in (self._options.grpc, self._options.http))
+        self._router = self._new_child(commands.router(site, grpc_address, http_address))
+        self._view = RouterView(self._router)
+        self._router.start()
+        taker = EditTaker(
+            self._options.file,
+            self._overrides,
+            self._current,
+            lanes=self._lanes,
+            router=self._router,
+            push=self._push,
+            tasks=self._tasks,
+            changed=self._wake.set,
+            say=self._reporter.say,
+        )
+        self._introduce()
+        for name, loop in (
+            ("plan", self._keep_planning()),
+            ("edits", taker.follow(content)),
+            ("fleet", self._view.follow()),
+            ("config", self._push.keep()),
+            ("logs", self._keep_logs_short()),
+        ):
+            self._tasks.spawn(name, loop)
+        await _first_of(stop, self._tasks.failed)
+        if stop.is_set():
+            self._reporter.say("stopping: router, workers, Redis (again to stop at once)")
+            return 0
+        self._reporter.say(f"stopping, for a part of `up` failed: {self._tasks.error!r}")
+        return 1
+
+    async def _start_redis(self) -> local_redis.Endpoint:
+        endpoint, executable, config = local_redis.embedded(self._run_dir, ports.free_port(self._rng))
+        self._redis = self._new_child(commands.redis(executable, config, os.getpid()))
+        self._redis.start()
+        await local_redis.until_up(endpoint)
+        return endpoint
+
+    def _new_child(self, command: Command) -> Child:
+        return Child(
+            command,
+            log=self._run_dir / "logs" / f"{command.name}.log",
+            environment=dict(os.environ),
+            reaper=self._reaper,
+            rng=self._rng,
+            changed=self._wake.set,
+            say=self._reporter.say,
+        )
+
+    def _introduce(self) -> None:
+        spec = self._current.pair.spec
+        lanes = f"{spec.lanes} {'lane' if spec.lanes == 1 else 'lanes'}"
+        self._reporter.say(
+            f"{self._site.pair}: {lanes} of {spec.prefill.replicas} prefill and {spec.decode.replicas} decode "
+            f"{spec.engine.kind.value} workers, revision {self._current.revision}; logs in {self._run_dir / 'logs'}"
+        )
+        if idle := [path for path in cluster_only(self._current.pair) if edits.has_no_effect_here(path)]:
+            self._reporter.say(f"without effect on one machine: {', '.join(idle)}")
+
+    # Loops.
+
+    async def _keep_planning(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _TICK_SECONDS)
+            self._wake.clear()
+            self._plan_once()
+
+    def _plan_once(self) -> None:
+        lanes, router, view = self._parts()
+        fleet = view.fleet
+        spec = self._current.pair.spec
+        wanted = Wanted(
+            revision=self._current.revision,
+            lanes=spec.lanes,
+            prefill_replicas=spec.prefill.replicas,
+            decode_replicas=spec.decode.replicas,
+            max_unavailable=spec.update.max_unavailable,
+            max_surge=spec.update.max_surge,
+            ready_seconds=READY_SECONDS[spec.engine.kind.value],
+        )
+        now = lanes.observe(fleet)
+        step = plan(wanted, now)
+        for action in step.actions:
+            lanes.carry_out(action, self._current.pair, self._current.revision, spec.update.drain_seconds)
+        self._write_fleet()
+        self._tell_halt(step.halted)
+        if step.done and fleet is not None and not self._announced:
+            self._announce(router)
+        self._reporter.show(
+            Standing(
+                lanes=spec.lanes,
+                ready=sum(lane.ready for lane in now),
+                generation=self._current.config.id.generation,
+                loading=self._loading(),
+                fleet=fleet,
+                halted=step.halted,
+            )
+        )
+
+    def _tell_halt(self, halted: str) -> None:
+        if halted != self._halted:
+            if halted:
+                self._reporter.say(f"halted: {halted}. Nothing else is replaced; edit the file to go on")
+            else:
+                self._reporter.say("goes on")
+        self._halted = halted
+
+    def _loading(self) -> tuple[tuple[str, float], ...]:
+        lanes, _, _ = self._parts()
+        now = time.monotonic()
+        return tuple(
+            (child.name, now - child.started_at)
+            for child in lanes.children
+            if child.state is State.STARTING and now - child.started_at >= 1
+        )
+
+    def _write_fleet(self) -> None:
+        if self._lanes is None:
+            return
+        text = json.dumps(self._lanes.fleet()).encode()
+        if text != self._fleet_text:
+            write_atomic(self._site.fleet_file, text)
+            self._fleet_text = text
+
+    async def _keep_logs_short(self) -> None:
+        while True:
+            await asyncio.sleep(_ROTATE_SECONDS)
+            for log in (self._run_dir / "logs").glob("*.log"):
+                rotate(log)
+
+    # Ready, and the end.
+
+    def _announce(self, router: Child) -> None:
+        self._announced = True
+        grpc_address, http_address = str(router.info["grpc"]), str(router.info["http"])
+        if self._options.ready_file is not None:
+            ready = {
+                "grpc": grpc_address,
+                "http": http_address,
+                "redis": self._endpoint.address,
+                "redis_url_file": str(self._run_dir / "redis.url"),
+                "pid": os.getpid(),
+                "run_dir": str(self._run_dir),
+                "namespace": commands.NAMESPACE,
+                "pair": self._site.pair,
+                "pair_uid": self._site.uid,
+            }
+            write_atomic(self._options.ready_file.absolute(), json.dumps(ready).encode() + b"\n")
+        server = "" if grpc_address == "127.0.0.1:50051" else f" --server {grpc_address}"
+        self._reporter.say(
+            f"ready in {time.monotonic() - self._began:.1f} s: gRPC {grpc_address}, OpenAI http://{http_address}/v1; "
+            f'try: streamserve generate{server} "Once upon a time"'
+        )
+
+    def _forget_ready_file(self) -> None:
+        if self._options.ready_file is not None:
+            self._options.ready_file.unlink(missing_ok=True)
+
+    def _parts(self) -> tuple[Lanes, Child, RouterView]:
+        if self._lanes is None or self._router is None or self._view is None:
+            raise AssertionError("the loops begin after the router was started")
+        return self._lanes, self._router, self._view
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Everything, in order; safe at any point of the start."""
+        self._forget_ready_file()
+        await self._tasks.stop()
+        if self._view is not None:
+            await self._view.close()
+        if self._router is not None:
+            await self._router.stop(ROUTER_STOP_SECONDS, hurry)
+        if self._lanes is not None:
+            await asyncio.gather(*(child.stop(STOP_SECONDS, hurry) for child in self._lanes.children))
+        if self._push is not None:
+            await self._push.close()
+        if self._redis is not None:
+            await self._redis.stop(REDIS_STOP_SECONDS, hurry)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        await self._reaper.stop()
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
