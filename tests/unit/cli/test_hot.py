@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from streamserve.cli.up.hot import HotError, runtime_config
 from streamserve.contract import runtime_config as rc
+from streamserve.contract.hot import HotError, runtime_config
 from streamserve.contract.streampair import StreamPair
 
 MakePair = Callable[..., StreamPair]

@@ -13,11 +13,12 @@ import uuid
 from pathlib import Path
 
 from streamserve.cli.errors import Refused
-from streamserve.cli.up import hot, preflight, watch
+from streamserve.cli.up import preflight, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.running import Options, Running
 from streamserve.cli.up.status import Reporter
 from streamserve.cli.up.taking import texts
+from streamserve.contract import hot
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.streampair import StreamPair
 from streamserve.runtime import logs, process

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from streamserve.cli.up.plan import Slot
-from streamserve.contract.streampair import StreamPair, effective_args
+from streamserve.contract.lanes import Slot
+from streamserve.contract.launch import engine_arguments, lane_name, worker_name
+from streamserve.contract.streampair import StreamPair
 
 NAMESPACE: Final = "local"
 REDIS_VARIABLE: Final = "STREAMSERVE_REDIS_URL"
@@ -67,31 +67,16 @@ class Site:
         return self.run_dir / "logs" / f"{name}.log"
 
 
-def lane_name(lane: int) -> str:
-    return f"lane-{lane}"
-
-
-def worker_name(lane: int, slot: Slot) -> str:
-    return f"{lane_name(lane)}-{slot.role}-{slot.index}"
-
-
 def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str, nixl_port: int) -> Command:
     """A worker of this spec. Other ports are the kernel's choice; the ready file says which."""
     spec, name = pair.spec, worker_name(lane, slot)
-    role = spec.prefill if slot.role == "prefill" else spec.decode
+    draft = spec.speculation.draft
     argv = [
-        *("--role", slot.role, "--engine", spec.engine.kind.value),
+        *engine_arguments(spec, slot.role, model=spec.model.name, draft=draft.name if draft else None),
         *("--id", name, "--lane", lane_name(lane), "--revision", revision),
         *_identity(site),
         *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", f"127.0.0.1:{nixl_port}"),
-        *("--model", spec.model.name),
     ]
-    if spec.speculation.method.value != "None":
-        argv += ["--method", spec.speculation.method.value, "--max-depth", str(spec.speculation.max_depth)]
-    if spec.speculation.draft is not None:
-        argv += ["--draft", spec.speculation.draft.name]
-    if args := effective_args(spec.engine, role):
-        argv += ["--engine-args", json.dumps(args)]
     return _command(site, name, "streamserve.worker", argv, engine_environment(site, pair))
 
 

@@ -15,8 +15,9 @@ from typing import Final
 from streamserve.cli.fleet_view import READY, Fleet
 from streamserve.cli.up import commands, drain
 from streamserve.cli.up.commands import Command, Site
-from streamserve.cli.up.plan import Action, LaneNow, RetireLane, RetireWorker, Slot, StartLane, StartWorker
 from streamserve.cli.up.supervisor import Child
+from streamserve.contract.lanes import Action, LaneNow, RetireLane, RetireWorker, Slot, StartLane, StartWorker
+from streamserve.contract.launch import lane_name, worker_name
 from streamserve.contract.streampair import StreamPair
 from streamserve.runtime.tasks import Tasks
 
@@ -40,7 +41,7 @@ class Lane:
 
     @property
     def name(self) -> str:
-        return commands.lane_name(self.index)
+        return lane_name(self.index)
 
     @property
     def staying(self) -> dict[Slot, Child]:
@@ -153,12 +154,12 @@ class Lanes:
                 self._say(f"{lane.name}: retires ({reason}), drains for at most {drain_seconds:.0f} s")
                 self._tasks.spawn(f"retire/{lane.name}", self._retire(lane, drain_seconds))
             case StartWorker(index, slot, _):
-                self._say(f"{commands.worker_name(index, slot)}: added")
+                self._say(f"{worker_name(index, slot)}: added")
                 self._start(self.lanes[index], slot)
             case RetireWorker(index, slot, _):
                 lane = self.lanes[index]
                 lane.leaving.add(slot)
-                self._say(f"{commands.worker_name(index, slot)}: retires, drains for at most {drain_seconds:.0f} s")
+                self._say(f"{worker_name(index, slot)}: retires, drains for at most {drain_seconds:.0f} s")
                 self._tasks.spawn(f"retire/{lane.name}/{slot}", self._retire_worker(lane, slot, drain_seconds))
 
     def _start(self, lane: Lane, slot: Slot) -> None:

@@ -21,13 +21,13 @@ from streamserve.cli.up import commands, edits, ports, preflight, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
-from streamserve.cli.up.plan import Wanted, plan
 from streamserve.cli.up.push import ConfigPush
 from streamserve.cli.up.status import Reporter, Standing
 from streamserve.cli.up.supervisor import Child, Reaper, State, rotate
 from streamserve.cli.up.taking import Current, EditTaker
 from streamserve.cli.up.view import RouterView
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lanes import Wanted, plan
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.streampair import StreamPair, cluster_only
 from streamserve.runtime.process import write_atomic

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from streamserve.cli.up import edits, hot, preflight, push, watch
+from streamserve.cli.up import edits, preflight, push, watch
 from streamserve.cli.up.edits import Verdict
 from streamserve.cli.up.lanes import Lanes
 from streamserve.cli.up.push import ConfigPush
 from streamserve.cli.up.revision import revision_of
 from streamserve.cli.up.supervisor import Child
+from streamserve.contract import hot
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.streampair import Problem, StreamPair
 from streamserve.runtime.tasks import Tasks

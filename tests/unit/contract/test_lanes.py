@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamserve.cli.up.plan import (
+from streamserve.contract.lanes import (
     FAILURES_LIMIT,
     Action,
     LaneNow,

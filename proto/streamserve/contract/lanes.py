@@ -1,14 +1,15 @@
-"""What to start and what to retire, one step at a time, and why.
+"""Which lanes to start and which to retire, one step at a time, and why: the planner of `up` and of the operator.
 
-A lane is the unit: all its workers have one revision (the hash of the spec's cold part), and a lane of another revision
-is replaced whole, drained first. With `ready` lanes that take traffic, a lane may be retired when
+A lane is the unit: all its workers have one revision, and a lane of another revision is replaced whole, drained first.
+With `ready` lanes that take traffic and are not retiring, a lane that takes traffic may be retired only when
 
     ready - 1 ≥ lanes - maxUnavailable
 
-holds for it (a lane that is lost already costs nothing). With `maxSurge`, extra lanes of the new revision run while
-an outdated one is left. The first lane of a new revision is the test of it: as long as a lane of the wanted revision
-fails (died FAILURES_LIMIT times without ever being ready, or not ready within `ready_seconds`), nothing is replaced or
-added, and `halted` says why. The planner is level-triggered: it looks at what is, never at what it did before.
+A lane that is fenced for a moment may go while ready ≥ lanes - maxUnavailable holds without it, and one that is lost
+costs nothing. With `maxSurge`, extra lanes of the new revision run while an outdated one is left. The first lane of a
+new revision is the test of it: as long as a lane of the wanted revision fails (died FAILURES_LIMIT times without ever
+being ready, or not ready within `ready_seconds`), nothing is replaced or added, and `halted` says why. The planner is
+level-triggered: it looks at what is, never at what it did before.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The spec, as far as processes go. Seconds bound how long a lane may take until it serves."""
+    """The spec, as far as workers go. Seconds bound how long a lane may take until it serves."""
 
     revision: str
     lanes: int
@@ -153,24 +154,21 @@ def _halted(wanted: Wanted, lanes: tuple[LaneNow, ...]) -> str:
 
 def _retirements(wanted: Wanted, target: int, lanes: tuple[LaneNow, ...], *, halted: bool) -> list[Action]:
     """Outdated lanes and surplus ones, as many as the budget lets go; those that serve nobody first."""
-    spare = sum(_serves(lane) for lane in lanes) - max(0, wanted.lanes - wanted.max_unavailable)
+    ready = sum(lane.ready and not lane.retiring for lane in lanes)
+    spare = ready - max(0, wanted.lanes - wanted.max_unavailable)
     actions: list[Action] = []
-    for lane in sorted(lanes, key=lambda lane: (_serves(lane), _order(lane, target))):
+    for lane in sorted(lanes, key=lambda lane: (lane.ready, not lane.lost, _order(lane, target))):
         surplus = lane.index >= target
         if lane.retiring or not (surplus or lane.revision != wanted.revision):
             continue
         if halted and not surplus:
             continue  # an outdated lane is what still serves, or what its restarts may bring back
-        if _serves(lane):
-            if spare < 1:
+        if not lane.lost:
+            if spare < (1 if lane.ready else 0):
                 continue
-            spare -= 1
+            spare -= lane.ready
         actions.append(RetireLane(lane.index, Reason.SCALED_DOWN if surplus else Reason.REVISION_CHANGED))
     return actions
-
-
-def _serves(lane: LaneNow) -> bool:
-    return not lane.retiring and not lane.lost
 
 
 def _order(lane: LaneNow, target: int) -> tuple[int, int]:
