@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,6 +149,94 @@ def test_an_unknown_path_and_a_wrong_method_have_openais_shape(fleet: LocalFleet
     assert "/v1/chat/completions" in json.loads(body)["error"]["message"]
     status, _, _ = post(fleet, "/v1/models", b"{}")
     assert status == 405
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/completions/"])
+def test_a_trailing_slash_changes_nothing(fleet: LocalFleet, path: str) -> None:
+    """A redirect would lose the body: clients do not repeat a POST."""
+    status, body, _ = post(fleet, path, json.dumps({"prompt": "x", "max_tokens": 3}).encode())
+    assert status == 200
+    assert json.loads(body)["usage"]["completion_tokens"] == 3
+
+
+def test_every_path_may_end_in_a_slash(fleet: LocalFleet) -> None:
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 3}).encode()
+    assert post(fleet, "/v1/chat/completions/", body)[0] == 200
+    with urllib.request.urlopen(f"{fleet.http}/v1/models/", timeout=5) as response:
+        assert [row["id"] for row in json.load(response)["data"]] == ["tiny"]
+    status, answer, _ = post(fleet, "/v1/embeddings/", b"{}")
+    assert status == 404
+    assert "/v1/embeddings is not served" in json.loads(answer)["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_is_the_reason_stop_and_is_not_part_of_the_text(client: openai.OpenAI, stream: bool) -> None:
+    whole = want("once", 40)
+    answer = client.completions.create(
+        model="tiny", prompt="once", max_tokens=40, stop=whole[12:15], stream=stream, extra_body={"ignore_eos": True}
+    )
+    events = list(answer) if stream else [answer]
+    choices = [choice for event in events for choice in event.choices]
+    assert "".join(choice.text for choice in choices) == whole[: whole.index(whole[12:15])]
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+
+
+def test_a_streamed_chat_gives_its_usage_last_when_it_is_asked_for(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    events = list(stream)
+    prompt = render_chat([(message["role"], message["content"]) for message in MESSAGES])
+    assert events[-1].choices == []
+    assert events[-1].usage is not None
+    usage = events[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(encode(prompt, 4_096)), 12)
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert all(event.usage is None for event in events[:-1])
+    assert {event.object for event in events} == {"chat.completion.chunk"}
+    assert len({event.id for event in events}) == 1
+
+
+def test_without_being_asked_a_stream_says_nothing_of_usage(client: openai.OpenAI) -> None:
+    stream = client.completions.create(model="tiny", prompt="x", max_tokens=3, stream=True)
+    assert all("usage" not in event.model_fields_set for event in stream)
+
+
+def test_a_deadline_that_passes_in_a_stream_is_an_error_of_the_client_not_a_short_answer(
+    client: openai.OpenAI,
+) -> None:
+    stream = client.completions.create(
+        model="tiny",
+        prompt="x",
+        max_tokens=3_000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        extra_headers={"x-request-timeout-ms": "900"},
+    )
+    with pytest.raises(openai.APIError) as raised:
+        list(stream)
+    assert raised.value.code == "deadline_exceeded"
+    assert raised.value.type == "server_error"
+
+
+def test_refusals_are_the_clients_own_errors_by_status(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as chat:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[{"type": "function"}])  # type: ignore[list-item]
+    assert (chat.value.param, chat.value.type) == ("tools", "invalid_request_error")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="other", messages=MESSAGES)
+    assert unknown.value.code == "unknown_model"
+    with pytest.raises(openai.BadRequestError) as alone:
+        client.completions.create(model="tiny", prompt="x", stream_options={"include_usage": True})  # type: ignore[call-overload]
+    assert "stream" in alone.value.message
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model="tiny", prompt=[5] * 100_000)
+    assert long.value.type == "invalid_request_error"
 
 
 def test_a_stream_ends_with_done(fleet: LocalFleet) -> None:

@@ -324,6 +324,18 @@ class Session:
             case _:
                 return []
 
+    def goes_on(self, attempt: int, first_token_index: int, token_count: int) -> bool:
+        """Take the next chunk of a running answer, as `handle` would, without an event and actions for each.
+
+        True: it is exactly what is due, and not the last one, so forward it. False: nothing changed; ask `handle`.
+        """
+        state = self.state
+        if type(state) is not Decoding or state.attempt != attempt or first_token_index != self._sent:
+            return False
+        self._sent = end = first_token_index + token_count
+        self.state = Decoding(attempt, state.route, end)
+        return True
+
     def _pick(self, step: Again) -> list[Action]:
         self._excluded, self._local, self.attempts = step.excluded, step.local, step.attempt
         self.state = Picking(step.attempt, step.excluded, step.local)

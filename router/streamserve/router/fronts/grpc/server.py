@@ -8,7 +8,7 @@ long as the orchestrator permits. A client that leaves cancels the handler's tas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -62,12 +62,17 @@ def _writer(context: Any, request_id: str) -> Write:
     """Sends the headers with the first chunk, not before: a client may then still retry what fails earlier."""
     opened = False
 
-    async def write(data: bytes) -> None:
-        nonlocal opened
-        if not opened:
-            opened = True
-            await context.send_initial_metadata(((status.REQUEST_ID_METADATA, request_id),))
+    async def first(data: bytes) -> None:
+        await context.send_initial_metadata(((status.REQUEST_ID_METADATA, request_id),))
         await context.write(data)
+
+    def write(data: bytes) -> Awaitable[None]:
+        nonlocal opened
+        if opened:
+            sent: Awaitable[None] = context.write(data)
+            return sent
+        opened = True
+        return first(data)
 
     return write
 

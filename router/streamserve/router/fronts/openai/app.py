@@ -4,6 +4,7 @@ A streamed answer's status line waits for the first chunk, so that whatever fail
 fails after it is an error event, and no [DONE]. Chunks go straight to the connection: a client that does not read
 blocks the session's own write, which the orchestrator bounds. A client that leaves cancels the session.
 
+A path with a trailing slash means the one without: clients do not repeat a POST that is redirected.
 Headers: x-request-id (in and out), x-request-timeout-ms (deadline), Retry-After (out, with 429 and 503).
 """
 
@@ -17,10 +18,11 @@ from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.contract.errors import InternalError, InvalidRequest, NotReady, StreamServeError
 from streamserve.contract.runtime_config import RuntimeConfig
@@ -73,8 +75,21 @@ def build(
             Route("/v1/completions", endpoint(requests.completion, False), methods=["POST"]),
             Route("/v1/chat/completions", endpoint(requests.chat_completion, True), methods=["POST"]),
         ],
+        middleware=[Middleware(_WithoutSlash)],
         exception_handlers={HTTPException: _http_exception},
     )
+
+
+class _WithoutSlash:
+    """Serves /v1/completions/ as /v1/completions."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
