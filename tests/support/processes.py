@@ -5,6 +5,7 @@
         fleet["lane-0-decode-0"].kill()                    # kill -9
         fleet.restart("lane-0-decode-0")
         fleet.configure(admission=AdmissionConfig(...))    # a new generation, by file and by Redis
+        fleet.fault("lane-1-decode-0", acceptance=[0.0])   # needs simulator_control=True; no fields end the faults
 
 Every process is started with --die-with-parent in its own session, so that neither a failing test nor a killed
 pytest leaves one behind. Output goes to `<directory>/<name>.log` and is shown when a start fails.
@@ -209,6 +210,7 @@ class LocalFleet:
         router_arguments: Sequence[str] = (),
         config: RuntimeConfig | None = None,
         with_fleet_file: bool = True,
+        simulator_control: bool = False,
         start_seconds: float = START_SECONDS,
     ) -> None:
         self.directory = directory
@@ -224,12 +226,13 @@ class LocalFleet:
         for lane in self.lanes:
             for role in ("prefill", "decode"):
                 name = f"{lane}-{role}-0"
+                control = {"simulator-control": str(self._control_file(name))} if simulator_control else {}
                 self.processes[name] = self._worker(
                     name,
                     role,
                     lane,
                     engine,
-                    (*worker_arguments, "--engine-args", json.dumps(dict(engine_arguments or {}))),
+                    (*worker_arguments, "--engine-args", json.dumps({**(engine_arguments or {}), **control})),
                     worker_environment or {},
                 )
         self.processes["router"] = self._router(router_arguments, with_fleet_file)
@@ -304,8 +307,17 @@ class LocalFleet:
         following = ConfigId(uid=self.uid, generation=self.config.id.generation + 1)
         self.config = self.config.model_copy(update={"id": following, **changes})
         _replace(self.config_file, runtime_config.encode(self.config))
-        self._push()
+        # What Redis misses while it is away, its writer writes when it is back.
+        with suppress(redis.RedisError):
+            self._push()
         return self.config
+
+    def fault(self, name: str, **faults: object) -> None:
+        """From now on (the simulator looks ten times a second) this worker has exactly these faults."""
+        _replace(self._control_file(name), json.dumps(faults).encode())
+
+    def _control_file(self, name: str) -> Path:
+        return self.directory / f"{name}.control.json"
 
     def write_fleet_file(self) -> None:
         rows = [
