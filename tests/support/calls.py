@@ -148,6 +148,11 @@ def get_fleet(address: str) -> admin_pb2.GetFleetResponse:
         return admin_pb2_grpc.AdminServiceStub(channel).GetFleet(admin_pb2.GetFleetRequest(), timeout=5)
 
 
+def get_config(address: str) -> admin_pb2.GetConfigResponse:
+    with grpc.insecure_channel(address) as channel:
+        return admin_pb2_grpc.AdminServiceStub(channel).GetConfig(admin_pb2.GetConfigRequest(), timeout=5)
+
+
 def explain(address: str, message: inference_pb2.GenerateRequest) -> admin_pb2.ExplainRouteResponse:
     with grpc.insecure_channel(address) as channel:
         return admin_pb2_grpc.AdminServiceStub(channel).ExplainRoute(
