@@ -97,6 +97,7 @@ def as_object(answer: admin_pb2.ExplainRouteResponse) -> dict[str, Any]:
                 "terms": [{"name": t.name, "value": t.value, "unit": t.unit} for t in candidate.terms],
                 "prefill_signal_age_ms": candidate.prefill_signal_age_ms,
                 "decode_signal_age_ms": candidate.decode_signal_age_ms,
+                "reason": candidate.reason,
             }
             for candidate in answer.candidates
         ],
@@ -115,6 +116,9 @@ def _print_table(answer: admin_pb2.ExplainRouteResponse) -> None:
         console.print(f"no lane can serve{known}")
     if answer.candidates:
         console.print(_table(answer))
+        for candidate in answer.candidates:
+            way = " → ".join(filter(None, (candidate.prefill_worker, candidate.decode_worker)))
+            console.print(f"{way}: {candidate.reason}", markup=False)
     for refusal in answer.refused:
         console.print(f"not {refusal.lane}: {refusal.reason}", markup=False)
 

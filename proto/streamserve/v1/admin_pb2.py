@@ -26,15 +26,15 @@ from streamserve.v1 import inference_pb2 as streamserve_dot_v1_dot_inference__pb
 from streamserve.v1 import worker_pb2 as streamserve_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astreamserve/v1/admin.proto\x12\x0estreamserve.v1\x1a\x1estreamserve/v1/inference.proto\x1a\x1bstreamserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\x83\x01\n\x10GetFleetResponse\x12#\n\x05lanes\x18\x01 \x03(\x0b\x32\x14.streamserve.v1.Lane\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x17\n\x0fredis_connected\x18\x04 \x01(\x08\"\x8d\x01\n\x04Lane\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.streamserve.v1.LaneState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.streamserve.v1.WorkerView\"\xa4\x01\n\nWorkerView\x12.\n\x06worker\x18\x01 \x01(\x0b\x32\x1e.streamserve.v1.WorkerEndpoint\x12\x0f\n\x07signals\x18\x02 \x01(\x0c\x12\x15\n\rsignal_age_ms\x18\x03 \x01(\r\x12\x15\n\rbooked_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x62ooked_requests\x18\x05 \x01(\r\x12\x0e\n\x06health\x18\x06 \x01(\t\"G\n\x13\x45xplainRouteRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.streamserve.v1.GenerateRequest\"\x8f\x01\n\x14\x45xplainRouteResponse\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12-\n\ncandidates\x18\x02 \x03(\x0b\x32\x19.streamserve.v1.Candidate\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.streamserve.v1.Refusal\x12\x0e\n\x06policy\x18\x04 \x01(\t\"\xc0\x01\n\tCandidate\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\x15\n\rdecode_worker\x18\x03 \x01(\t\x12\x14\n\x0c\x63ost_seconds\x18\x04 \x01(\x01\x12#\n\x05terms\x18\x05 \x03(\x0b\x32\x14.streamserve.v1.Term\x12\x1d\n\x15prefill_signal_age_ms\x18\x06 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_signal_age_ms\x18\x07 \x01(\r\"1\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"\'\n\x07Refusal\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x12\n\x10GetConfigRequest\"p\n\x11GetConfigResponse\x12\x10\n\x08pair_uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x12\n\nlast_error\x18\x05 \x01(\t*\x84\x01\n\tLaneState\x12\x1a\n\x16LANE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LANE_STATE_WAITING\x10\x01\x12\x16\n\x12LANE_STATE_PROBING\x10\x02\x12\x14\n\x10LANE_STATE_READY\x10\x03\x12\x15\n\x11LANE_STATE_FENCED\x10\x04\x32\x8a\x02\n\x0c\x41\x64minService\x12M\n\x08GetFleet\x12\x1f.streamserve.v1.GetFleetRequest\x1a .streamserve.v1.GetFleetResponse\x12Y\n\x0c\x45xplainRoute\x12#.streamserve.v1.ExplainRouteRequest\x1a$.streamserve.v1.ExplainRouteResponse\x12P\n\tGetConfig\x12 .streamserve.v1.GetConfigRequest\x1a!.streamserve.v1.GetConfigResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astreamserve/v1/admin.proto\x12\x0estreamserve.v1\x1a\x1estreamserve/v1/inference.proto\x1a\x1bstreamserve/v1/worker.proto\"\x11\n\x0fGetFleetRequest\"\x83\x01\n\x10GetFleetResponse\x12#\n\x05lanes\x18\x01 \x03(\x0b\x32\x14.streamserve.v1.Lane\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x17\n\x0fredis_connected\x18\x04 \x01(\x08\"\x8d\x01\n\x04Lane\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.streamserve.v1.LaneState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.streamserve.v1.WorkerView\"\xa4\x01\n\nWorkerView\x12.\n\x06worker\x18\x01 \x01(\x0b\x32\x1e.streamserve.v1.WorkerEndpoint\x12\x0f\n\x07signals\x18\x02 \x01(\x0c\x12\x15\n\rsignal_age_ms\x18\x03 \x01(\r\x12\x15\n\rbooked_tokens\x18\x04 \x01(\x04\x12\x17\n\x0f\x62ooked_requests\x18\x05 \x01(\r\x12\x0e\n\x06health\x18\x06 \x01(\t\"G\n\x13\x45xplainRouteRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.streamserve.v1.GenerateRequest\"\x8f\x01\n\x14\x45xplainRouteResponse\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12-\n\ncandidates\x18\x02 \x03(\x0b\x32\x19.streamserve.v1.Candidate\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.streamserve.v1.Refusal\x12\x0e\n\x06policy\x18\x04 \x01(\t\"\xd0\x01\n\tCandidate\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\x15\n\rdecode_worker\x18\x03 \x01(\t\x12\x14\n\x0c\x63ost_seconds\x18\x04 \x01(\x01\x12#\n\x05terms\x18\x05 \x03(\x0b\x32\x14.streamserve.v1.Term\x12\x1d\n\x15prefill_signal_age_ms\x18\x06 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_signal_age_ms\x18\x07 \x01(\r\x12\x0e\n\x06reason\x18\x08 \x01(\t\"1\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"\'\n\x07Refusal\x12\x0c\n\x04lane\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x12\n\x10GetConfigRequest\"p\n\x11GetConfigResponse\x12\x10\n\x08pair_uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x04 \x01(\t\x12\x12\n\nlast_error\x18\x05 \x01(\t*\x84\x01\n\tLaneState\x12\x1a\n\x16LANE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LANE_STATE_WAITING\x10\x01\x12\x16\n\x12LANE_STATE_PROBING\x10\x02\x12\x14\n\x10LANE_STATE_READY\x10\x03\x12\x15\n\x11LANE_STATE_FENCED\x10\x04\x32\x8a\x02\n\x0c\x41\x64minService\x12M\n\x08GetFleet\x12\x1f.streamserve.v1.GetFleetRequest\x1a .streamserve.v1.GetFleetResponse\x12Y\n\x0c\x45xplainRoute\x12#.streamserve.v1.ExplainRouteRequest\x1a$.streamserve.v1.ExplainRouteResponse\x12P\n\tGetConfig\x12 .streamserve.v1.GetConfigRequest\x1a!.streamserve.v1.GetConfigResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'streamserve.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANESTATE']._serialized_start=1212
-  _globals['_LANESTATE']._serialized_end=1344
+  _globals['_LANESTATE']._serialized_start=1228
+  _globals['_LANESTATE']._serialized_end=1360
   _globals['_GETFLEETREQUEST']._serialized_start=107
   _globals['_GETFLEETREQUEST']._serialized_end=124
   _globals['_GETFLEETRESPONSE']._serialized_start=127
@@ -48,15 +48,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINROUTERESPONSE']._serialized_start=645
   _globals['_EXPLAINROUTERESPONSE']._serialized_end=788
   _globals['_CANDIDATE']._serialized_start=791
-  _globals['_CANDIDATE']._serialized_end=983
-  _globals['_TERM']._serialized_start=985
-  _globals['_TERM']._serialized_end=1034
-  _globals['_REFUSAL']._serialized_start=1036
-  _globals['_REFUSAL']._serialized_end=1075
-  _globals['_GETCONFIGREQUEST']._serialized_start=1077
-  _globals['_GETCONFIGREQUEST']._serialized_end=1095
-  _globals['_GETCONFIGRESPONSE']._serialized_start=1097
-  _globals['_GETCONFIGRESPONSE']._serialized_end=1209
-  _globals['_ADMINSERVICE']._serialized_start=1347
-  _globals['_ADMINSERVICE']._serialized_end=1613
+  _globals['_CANDIDATE']._serialized_end=999
+  _globals['_TERM']._serialized_start=1001
+  _globals['_TERM']._serialized_end=1050
+  _globals['_REFUSAL']._serialized_start=1052
+  _globals['_REFUSAL']._serialized_end=1091
+  _globals['_GETCONFIGREQUEST']._serialized_start=1093
+  _globals['_GETCONFIGREQUEST']._serialized_end=1111
+  _globals['_GETCONFIGRESPONSE']._serialized_start=1113
+  _globals['_GETCONFIGRESPONSE']._serialized_end=1225
+  _globals['_ADMINSERVICE']._serialized_start=1363
+  _globals['_ADMINSERVICE']._serialized_end=1629
 # @@protoc_insertion_point(module_scope)

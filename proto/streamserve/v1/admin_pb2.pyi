@@ -87,7 +87,7 @@ class ExplainRouteResponse(_message.Message):
     def __init__(self, chosen: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("lane", "prefill_worker", "decode_worker", "cost_seconds", "terms", "prefill_signal_age_ms", "decode_signal_age_ms")
+    __slots__ = ("lane", "prefill_worker", "decode_worker", "cost_seconds", "terms", "prefill_signal_age_ms", "decode_signal_age_ms", "reason")
     LANE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class Candidate(_message.Message):
     TERMS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_SIGNAL_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SIGNAL_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     lane: str
     prefill_worker: str
     decode_worker: str
@@ -102,7 +103,8 @@ class Candidate(_message.Message):
     terms: _containers.RepeatedCompositeFieldContainer[Term]
     prefill_signal_age_ms: int
     decode_signal_age_ms: int
-    def __init__(self, lane: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., cost_seconds: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., prefill_signal_age_ms: _Optional[int] = ..., decode_signal_age_ms: _Optional[int] = ...) -> None: ...
+    reason: str
+    def __init__(self, lane: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., cost_seconds: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., prefill_signal_age_ms: _Optional[int] = ..., decode_signal_age_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("name", "value", "unit")

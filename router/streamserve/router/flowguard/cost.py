@@ -132,6 +132,7 @@ class Estimator:
             kv_used_fraction=now.kv_fraction,
             signal_age_seconds=self._view.age_seconds(worker),
             trust=trust,
+            positions=() if worker.signals is None else worker.signals.positions,
         )
 
     def _median_decode(self) -> _Load:
@@ -211,13 +212,14 @@ def _cost(way: Way, estimator: Estimator, best_tpot_seconds: float, weights: Rou
         slower = decode.expected_output_tokens * (decode.tpot_seconds - best_tpot_seconds)
         pressure = decode.pressure_seconds
         late += decode.expected_output_tokens * max(0.0, decode.tpot_seconds - slo.tpot_ms / 1e3)
-    total = (
-        weights.prefill_queue * (prefill.seconds if prefill else 0.0)
-        + weights.transfer * transfer
-        + weights.decode_step * ((decode.wait_seconds if decode else 0.0) + slower)
-        + weights.kv_pressure * pressure
-        + weights.slo * late
-    ) / 100.0
+    weighted = (
+        ("prefill", weights.prefill_queue * (prefill.seconds if prefill else 0.0) / 100.0),
+        ("transfer", weights.transfer * transfer / 100.0),
+        ("decode_wait", weights.decode_step * (decode.wait_seconds if decode else 0.0) / 100.0),
+        ("decode_step", weights.decode_step * slower / 100.0),
+        ("kv_pressure", weights.kv_pressure * pressure / 100.0),
+        ("slo", weights.slo * late / 100.0),
+    )
     lane = way.decode.lane if way.decode is not None else (way.prefill.lane if way.prefill is not None else "")
     return Candidate(
         lane=lane,
@@ -225,12 +227,13 @@ def _cost(way: Way, estimator: Estimator, best_tpot_seconds: float, weights: Rou
         decode_worker=way.decode.id if way.decode is not None else None,
         mode=way.mode,
         step=way.step,
-        cost_seconds=total,
+        cost_seconds=sum(seconds for _, seconds in weighted),
         ttft_seconds=ttft,
         transfer_seconds=transfer,
         decode_step_seconds=slower,
         slo_seconds=late,
         best_tpot_seconds=best_tpot_seconds,
+        weighted=weighted,
         prefill=prefill,
         decode=decode,
     )

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from streamserve.contract.errors import NoWorker
+from streamserve.contract.signals import PositionAcceptance
 
 
 class PrefillMode(StrEnum):
@@ -85,11 +86,19 @@ class DecodeEstimate:
     kv_used_fraction: float
     signal_age_seconds: float
     trust: float
+    positions: tuple[PositionAcceptance, ...] = ()
+
+    @property
+    def acceptance(self) -> float:
+        """The part of recent drafts that held, all positions together: what explains the emitted tokens. 0 while
+        nothing was drafted. Worked out for who asks, never in a pick."""
+        drafted = sum(position.drafted for position in self.positions)
+        return sum(position.accepted for position in self.positions) / drafted if drafted else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to serve, with its cost in seconds; the weighted terms add up to it."""
+    """One way to serve, with its cost in seconds: the sum of `weighted`, each term by name."""
 
     lane: str
     prefill_worker: str | None
@@ -102,6 +111,7 @@ class Candidate:
     decode_step_seconds: float
     slo_seconds: float
     best_tpot_seconds: float
+    weighted: tuple[tuple[str, float], ...]
     prefill: PrefillEstimate | None
     decode: DecodeEstimate | None
 

@@ -166,9 +166,14 @@ def _choose(
         return rng.choice([i for i, load in enumerate(loads) if load == min(loads)])
     if policy is RoutingPolicy.ROUND_ROBIN:
         return rng.randrange(len(ways))
-    least = min(candidate.cost_seconds for candidate in candidates)
-    limit = least + max(NEAR_TIE_FRACTION * abs(least), NEAR_TIE_SECONDS)
+    limit = near_tie_seconds(candidates)
     return rng.choice([i for i, candidate in enumerate(candidates) if candidate.cost_seconds <= limit])
+
+
+def near_tie_seconds(candidates: Sequence[Candidate]) -> float:
+    """The highest cost that is as good as the least."""
+    least = min(candidate.cost_seconds for candidate in candidates)
+    return least + max(NEAR_TIE_FRACTION * abs(least), NEAR_TIE_SECONDS)
 
 
 def _requests_on(way: Way) -> int:

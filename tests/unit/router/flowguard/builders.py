@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.runtime_config import ConfigId, FailurePolicy, RoutingConfig, RuntimeConfig
-from streamserve.contract.signals import Flags, Role, WorkerSignals, WorkloadAcceptance
+from streamserve.contract.signals import Flags, PositionAcceptance, Role, WorkerSignals, WorkloadAcceptance
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import FleetView, Health, KvGeometry, LaneState, LaneView, WorkerView
 
@@ -93,6 +93,10 @@ class Lane:
 
     def workload(self, name: str, *, emitted: float, output: float = 0.0) -> Self:
         return self._signals(Role.DECODE, workloads=(WorkloadAcceptance(name, emitted, output),))
+
+    def accepting(self, *positions: tuple[int, int]) -> Self:
+        """(drafted, accepted) at each position."""
+        return self._signals(Role.DECODE, positions=tuple(PositionAcceptance(*counts) for counts in positions))
 
     def bandwidth(self, bytes_per_second: float) -> Self:
         return self._signals(Role.DECODE, transfer_bytes_per_second=bytes_per_second)

@@ -1,16 +1,18 @@
 """What ExplainRoute shows adds up, and shows who was left out."""
 
 import math
+from dataclasses import dataclass
 from random import Random
 
 import pytest
 
+from streamserve.contract.runtime_config import RoutingPolicy, RoutingWeights, RuntimeConfig
 from streamserve.contract.signals import Flags
 from streamserve.router.flowguard.decision import Decision, NoLane
 from streamserve.router.flowguard.explain import explained
-from streamserve.router.flowguard.pick import pick
+from streamserve.router.flowguard.pick import Cursor, pick
 
-from .builders import fleet, lane, prompt, settings
+from .builders import Lane, fleet, lane, prompt, settings
 
 
 def decided() -> Decision:
@@ -42,6 +44,80 @@ def test_the_inputs_are_shown_with_their_units_and_ages() -> None:
     assert terms["emitted_per_step"] == (2.0, "tokens")
     assert terms["prefill_trust"][0] == pytest.approx(math.exp(-0.15))
     assert (first.prefill_signal_age_ms, first.decode_signal_age_ms) == (900, 900)
+
+
+SETTINGS = settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Two lanes, and what is said of the one that is taken and of the other."""
+
+    a: Lane
+    b: Lane
+    config: RuntimeConfig = SETTINGS
+    taken: str = "the least cost"
+    other: str
+
+
+REASONS = {
+    "drafts that are refused make the tokens dear": Case(
+        a=lane("a").emitting(1.1).accepting((100, 5), (10, 0)),
+        b=lane("b").emitting(3.0).accepting((100, 90), (90, 60)),
+        other="0.633 s dearer, most of it decode_step (+0.633 s): predicted_tpot 10 ms against 3.67 ms, "
+        "emitted_per_step 1.1 tokens against 3 tokens, acceptance 5% against 79%",
+    ),
+    "a queue before prefill": Case(
+        a=lane("a").queued(tokens=3_000),
+        b=lane("b").booked(tokens=500),
+        other="0.25 s dearer, most of it prefill (+0.25 s): prompt tokens ahead 3000 against 500",
+    ),
+    "blocks are scarce": Case(
+        a=lane("a").kv_used(9_000),
+        b=lane("b"),
+        other="1.37 s dearer, most of it kv_pressure (+1.37 s): kv_used 90% against 0%",
+    ),
+    "a term with weight 0 decides nothing": Case(
+        a=lane("a").queued(tokens=3_000).running(4),
+        b=lane("b"),
+        config=settings(weights_percent=RoutingWeights(prefill_queue=0, slo=0)),
+        other="0.2 s dearer, most of it decode_step (+0.2 s): predicted_tpot 7.5 ms against 5.5 ms, batch 5 against 1",
+    ),
+    "a near tie": Case(
+        a=lane("a"),
+        b=lane("b"),
+        taken="by chance among 2 near the least cost",
+        other="as good as the one taken, which chance decided",
+    ),
+    "RoundRobin looks at nothing": Case(
+        a=lane("a"),
+        b=lane("b").running(9),
+        config=settings(policy=RoutingPolicy.ROUND_ROBIN),
+        taken="its turn",
+        other="not its turn",
+    ),
+    "LeastRequest counts": Case(
+        a=lane("a").running(9),
+        b=lane("b").emitting(1.0),
+        config=settings(policy=RoutingPolicy.LEAST_REQUEST),
+        taken="no other has fewer requests",
+        other="no fewer requests than the one taken",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_reason_of_each_candidate(name: str) -> None:
+    case = REASONS[name]
+    decision = pick(prompt(), fleet(case.a, case.b), case.config, Random(1), Cursor())
+    answer = explained(decision)
+    assert [candidate.reason for candidate in answer.candidates] == [case.taken, case.other]
+
+
+def test_acceptance_is_shown_beside_what_it_explains() -> None:
+    decision = pick(prompt(), fleet(lane("a").accepting((80, 60), (60, 10))), settings(), Random(1))
+    terms = {term.name: (term.value, term.unit) for term in explained(decision).candidates[0].terms}
+    assert terms["acceptance"] == (0.5, "fraction")
 
 
 def test_the_chosen_candidate_comes_first_and_the_refused_are_named() -> None:

@@ -111,6 +111,7 @@ def test_a_pick_never_names_a_refused_worker_and_its_costs_are_finite(
     for candidate in outcome.candidates:
         assert math.isfinite(candidate.cost_seconds) and candidate.cost_seconds >= 0
         assert all(math.isfinite(value) for _, value, _ in terms(candidate))
+    assert all(candidate.reason for candidate in answer.candidates)
     assert answer.chosen == outcome.lane and len(answer.candidates) == len(outcome.candidates)
 
 
