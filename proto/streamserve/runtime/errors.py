@@ -6,6 +6,14 @@ from __future__ import annotations
 class SetupError(RuntimeError):
     """The process cannot start as asked. Printed as one line, without a traceback."""
 
+    exit_status = 2
+
+
+class EngineRefused(SetupError):
+    """The engine does not take its arguments. Another start with the same ones would end the same way."""
+
+    exit_status = 3
+
 
 class AddressInUse(SetupError):
     def __init__(self, address: str) -> None:

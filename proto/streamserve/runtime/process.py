@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
     """Run `main` on uvloop until it returns its exit status. SIGINT and SIGTERM set the event it is given.
 
-    A SetupError is printed as one line and gives status 2.
+    A SetupError is printed as one line and gives its status: 2, or 3 when another start would end the same way.
     """
 
     async def body() -> int:
@@ -36,7 +36,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
         return uvloop.run(body())
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
 
 
 def die_with_parent(signum: signal.Signals = signal.SIGTERM) -> None:

@@ -117,6 +117,15 @@ def test_a_missing_model_folder_is_refused(up: Any) -> None:
     assert "tiny-nothing" in "\n".join(up.lines())
 
 
+def test_engine_arguments_that_no_start_would_mend_stop_up_with_the_flag_named(up: Any) -> None:
+    up.file.write_text(up.file.read_text().replace("max-num-seqs:", "max-num-seq:"))
+    up.start(ready=False)
+    assert up.process.wait(60) == 2
+    assert up.lines()[-1].startswith(f"streamserve: {up.file}: spec.engine.args: the simulator has no engine argument")
+    assert up.lines()[-1].endswith("max-num-seq; did you mean max-num-seqs?")
+    assert up.processes() == []
+
+
 def test_an_external_redis_is_used_and_left_alone_by_sigterm(up: Any, shared: Any) -> None:
     with open(shared.ready["redis_url_file"]) as file:
         url = file.read()

@@ -75,6 +75,12 @@ async def test_a_child_is_up_when_its_ready_file_can_be_read(make_child: MakeChi
     assert child.state is State.STOPPED
 
 
+async def test_a_child_whose_engine_refuses_its_arguments_says_so(make_child: MakeChild) -> None:
+    child = make_child("print('error: no such flag'); raise SystemExit(3)")
+    await until(lambda: child.refusal != "")
+    assert child.refusal == "no such flag"
+
+
 async def test_a_child_that_dies_is_started_again_and_its_last_words_are_told(make_child: MakeChild) -> None:
     said: list[str] = []
     child = make_child("print('the disk is full'); raise SystemExit(3)", said)

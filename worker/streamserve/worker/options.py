@@ -29,7 +29,8 @@ runtime configuration from a file and from Redis. `streamserve up` and the opera
 """
 _EPILOG = """\
 SIGTERM drains: new requests are refused, running ones finish, at most --drain-seconds. Exit status: 0 after a
-graceful stop, 1 when the engine died, 2 when the worker could not start as asked.
+graceful stop, 1 when the engine died, 2 when the worker could not start as asked, 3 when the engine does not take its
+arguments and another start would end the same way.
 """
 
 
@@ -72,7 +73,6 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     who = p.add_argument_group("who it is")
-    who.add_argument("--role", required=True, choices=("prefill", "decode"), help="its part of the lane")
     who.add_argument("--id", required=True, metavar="ID", help="unique in the pair, for example lane-0-prefill-0")
     who.add_argument("--lane", required=True, metavar="LANE", help="for example lane-0")
     who.add_argument("--revision", required=True, metavar="R", help="revision of the lane's template")
@@ -81,21 +81,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--pair-uid", required=True, metavar="UID", help="its uid: other pairs' settings are ignored")
 
     engine = p.add_argument_group("the engine")
-    engine.add_argument("--engine", default="Vllm", choices=("Vllm", "Simulator"), help="default: Vllm")
-    engine.add_argument("--model", default="", metavar="M", help="folder or hub id of the model (Vllm needs it)")
-    engine.add_argument("--draft", metavar="D", help="folder or hub id of the draft model")
-    engine.add_argument(
-        "--method", choices=METHODS, help="how drafts are made; default: None, for the simulator DraftModel"
-    )
-    engine.add_argument(
-        "--max-depth", type=int, default=6, metavar="N", help=f"deepest draft to build for, 1..{MAX_DEPTH}; default: 6"
-    )
-    engine.add_argument(
-        "--engine-args",
-        default="{}",
-        metavar="JSON",
-        help='engine flags without dashes, as one JSON object: {"max-model-len": "4096"}',
-    )
+    add_engine_options(engine)
     engine.add_argument("--nixl", default="127.0.0.1:0", metavar="HOST:PORT", help="where KV is handed over")
     engine.add_argument(
         "--calibration", type=Path, metavar="FILE", help="what the simulator replays; default: built in"
@@ -135,6 +121,26 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def add_engine_options(engine: argparse._ActionsContainer) -> None:
+    """What decides which engine it is; `contract.launch.engine_arguments` writes these."""
+    engine.add_argument("--role", required=True, choices=("prefill", "decode"), help="its part of the lane")
+    engine.add_argument("--engine", default="Vllm", choices=("Vllm", "Simulator"), help="default: Vllm")
+    engine.add_argument("--model", default="", metavar="M", help="folder or hub id of the model (Vllm needs it)")
+    engine.add_argument("--draft", metavar="D", help="folder or hub id of the draft model")
+    engine.add_argument(
+        "--method", choices=METHODS, help="how drafts are made; default: None, for the simulator DraftModel"
+    )
+    engine.add_argument(
+        "--max-depth", type=int, default=6, metavar="N", help=f"deepest draft to build for, 1..{MAX_DEPTH}; default: 6"
+    )
+    engine.add_argument(
+        "--engine-args",
+        default="{}",
+        metavar="JSON",
+        help='engine flags without dashes, as one JSON object: {"max-model-len": "4096"}',
+    )
+
+
 def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> Options:
     """Raises SetupError for values that cannot work; argparse itself ends the process for unknown flags."""
     given = parser().parse_args(arguments)
@@ -171,7 +177,7 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.e
         draft=given.draft,
         method=given.method or ("DraftModel" if given.engine == "Simulator" else "None"),
         max_depth=given.max_depth,
-        engine_args=_engine_args(given.engine_args),
+        engine_args=engine_args(given.engine_args),
         config=given.config,
         ready_file=given.ready_file,
         die_with_parent=given.die_with_parent,
@@ -193,7 +199,8 @@ def _check_model(model: str, draft: str | None) -> None:
             raise SetupError(f"{flag} {name} is no model folder: there is no config.json in it; check the path")
 
 
-def _engine_args(text: str) -> dict[str, str]:
+def engine_args(text: str) -> dict[str, str]:
+    """The JSON of --engine-args, values as text. Raises SetupError."""
     try:
         values = json.loads(text)
     except ValueError as error:

@@ -13,11 +13,13 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
 
-from streamserve.cli.up import commands, edits, ports, preflight, watch
+from streamserve.cli.errors import Refused
+from streamserve.cli.up import commands, edits, engine_check, ports, preflight, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
@@ -84,11 +86,16 @@ class Running:
         self._fleet_text = b""
         self._announced = False
         self._halted = ""
+        self._refused = asyncio.Event()
 
     # Start.
 
     async def run(self, endpoint: local_redis.Endpoint | None, content: bytes, stop: asyncio.Event) -> int:
-        """Start everything and stay until `stop`, or until a loop of ours dies (status 1)."""
+        """Start everything and stay until `stop`, or until a loop of ours dies (status 1).
+
+        Raises Refused when an engine does not take its arguments before all lanes have been ready once: starting it
+        again would end the same way.
+        """
         self._forget_ready_file()
         await self._reaper.start()
         self._keeper = asyncio.create_task(self._reaper.keep(), name="up/reaper")
@@ -120,6 +127,7 @@ class Running:
             lanes=self._lanes,
             router=self._router,
             push=self._push,
+            ask_engine=partial(engine_check.ask, site, self._reaper),
             tasks=self._tasks,
             changed=self._wake.set,
             say=self._reporter.say,
@@ -133,10 +141,13 @@ class Running:
             ("logs", self._keep_logs_short()),
         ):
             self._tasks.spawn(name, loop)
-        await _first_of(stop, self._tasks.failed)
+        await _first_of(stop, self._tasks.failed, self._refused)
         if stop.is_set():
             self._reporter.say("stopping: router, workers, Redis (again to stop at once)")
             return 0
+        if self._refused.is_set():
+            self._reporter.say("stopping: the engines do not take their arguments")
+            raise Refused(*self._refusals())
         self._reporter.say(f"stopping, for a part of `up` failed: {self._tasks.error!r}")
         return 1
 
@@ -196,6 +207,8 @@ class Running:
             lanes.carry_out(action, self._current.pair, self._current.revision, spec.update.drain_seconds)
         self._write_fleet()
         self._tell_halt(step.halted)
+        if not self._announced and self._refusals():
+            self._refused.set()
         if step.done and fleet is not None and not self._announced:
             self._announce(router)
         self._reporter.show(
@@ -208,6 +221,12 @@ class Running:
                 halted=step.halted,
             )
         )
+
+    def _refusals(self) -> list[str]:
+        lanes, _, _ = self._parts()
+        wanted = (lane for lane in lanes.lanes.values() if lane.revision == self._current.revision)
+        said = (child.refusal for lane in wanted for child in lane.children.values() if child.refusal)
+        return [f"{self._options.file}: spec.engine.args: {text}" for text in dict.fromkeys(said)]
 
     def _tell_halt(self, halted: str) -> None:
         if halted != self._halted:

@@ -25,6 +25,7 @@ from streamserve.cli.up import commands
 from streamserve.cli.up.commands import Command
 from streamserve.cli.up.reaper import signal_group
 from streamserve.runtime.backoff import Backoff
+from streamserve.runtime.errors import EngineRefused
 
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_CAP_SECONDS: Final = 30.0
@@ -118,6 +119,8 @@ class Child:
         self.restarts = 0
         # Deaths since it was last up for HEALTHY_SECONDS, or since its owner cleared them.
         self.failures = 0
+        # Why another start would end the same way, where it has said so.
+        self.refusal = ""
         self._environment = environment
         self._reaper = reaper
         self._backoff = Backoff(BACKOFF_SECONDS, BACKOFF_CAP_SECONDS, rng)
@@ -147,6 +150,8 @@ class Child:
                 break
             self.failures += 1
             self.restarts += 1
+            if status == EngineRefused.exit_status:
+                self.refusal = self.last_words().removeprefix("error: ")
             delay = self._backoff.next()
             self._say(f"{self.name}: {describe_exit(status)}; starts again in {delay:.1f} s{self._said()}")
             self._set(State.WAITING)
@@ -241,6 +246,8 @@ async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
 
 
 def describe_exit(status: int) -> str:
+    if status == EngineRefused.exit_status:
+        return "does not take its engine arguments"
     if status >= 0:
         return f"ended with status {status}"
     try:

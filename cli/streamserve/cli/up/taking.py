@@ -1,6 +1,7 @@
 """Edits of the file while `up` runs: judged, then taken over whole, or refused with the last good version in force.
 
-    read → judge (hot, scale, cold, fixed) → obstacles on this machine → configuration → written, and its echo told
+    read → judge (hot, scale, cold, fixed) → obstacles on this machine → would the engines take it → configuration
+         → written, and its echo told
 
 Hot settings are written to everyone at once; what is cold or a matter of scale is left to the planner, which sees the
 new version in `Current`.
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from streamserve.cli.up import edits, preflight, push, watch
+from streamserve.cli.up import edits, engine_check, preflight, push, watch
 from streamserve.cli.up.edits import Verdict
+from streamserve.cli.up.engine_check import Answer
 from streamserve.cli.up.lanes import Lanes
 from streamserve.cli.up.push import ConfigPush
 from streamserve.cli.up.revision import revision_of
@@ -59,6 +61,7 @@ class EditTaker:
         lanes: Lanes,
         router: Child,
         push: ConfigPush,
+        ask_engine: Callable[[StreamPair], Awaitable[Answer]],
         tasks: Tasks,
         changed: Callable[[], None],
         say: Callable[[str], None],
@@ -69,6 +72,7 @@ class EditTaker:
         self._lanes = lanes
         self._router = router
         self._push = push
+        self._ask_engine = ask_engine
         self._tasks = tasks
         self._changed = changed
         self._say = say
@@ -93,6 +97,8 @@ class EditTaker:
         refused = verdict.refused
         if not refused and (verdict.cold or verdict.scale):
             refused = await asyncio.to_thread(self._obstacles, new)
+        if not refused and verdict.cold:
+            refused = await self._engine_refuses(new)
         if refused:
             self._refuse(refused)
             return
@@ -114,6 +120,16 @@ class EditTaker:
         if trouble := preflight.memory_problem(new, facts.free_bytes, facts.cpu_engines, running_engines=running):
             return (trouble,)
         return tuple(preflight.problems(new, _without_memory(facts)))
+
+    async def _engine_refuses(self, new: StreamPair) -> tuple[str, ...]:
+        """Before a lane is drained for engines that would not start."""
+        if not engine_check.is_new(self._current.pair, new):
+            return ()
+        self._say("asks vLLM about the engine arguments; this takes about 20 s, and nothing is stopped for it")
+        answer = await self._ask_engine(new)
+        if answer.unknown:
+            self._say(f"the engine arguments could not be checked, goes on without: {answer.unknown}")
+        return answer.refused
 
     def _tell(self, verdict: Verdict) -> None:
         generation = f"generation {self._current.config.id.generation}"

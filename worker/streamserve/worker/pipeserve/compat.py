@@ -276,11 +276,18 @@ def transfer_config(values: Mapping[str, Any]) -> Any:
     return KVTransferConfig(**values)
 
 
-def start(args: Any, logger_factory: Any) -> Any:
+def configuration(args: Any) -> Any:
+    """vLLM's own configuration of these engine arguments. Raises ValueError where vLLM does not take them."""
+    from vllm.usage.usage_lib import UsageContext
+
+    return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def start(config: Any, logger_factory: Any, *, log_requests: bool = False) -> Any:
     """A loaded AsyncLLM; blocks until the engine core and its workers are up."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(args, stat_loggers=[logger_factory])
+    return AsyncLLM.from_vllm_config(config, stat_loggers=[logger_factory], enable_log_requests=log_requests)
 
 
 def limits(llm: Any) -> tuple[int, int, int]:

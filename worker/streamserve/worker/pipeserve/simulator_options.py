@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from streamserve.runtime.errors import SetupError
+from streamserve.runtime.errors import EngineRefused
 from streamserve.worker.pipeserve.calibration import Calibration, with_kv
 from streamserve.worker.pipeserve.simulated_faults import Faults
 
@@ -58,20 +58,20 @@ class SimulatorOptions:
 
 
 def parse(arguments: Mapping[str, str], calibration: Calibration) -> SimulatorOptions:
-    """Options and the calibration with its limits changed. Raises SetupError naming the argument."""
+    """Options and the calibration with its limits changed. Raises EngineRefused naming the argument."""
     given = {name.lstrip("-").replace("_", "-"): value for name, value in arguments.items()}
     for name in given:
         if name not in KNOWN and name not in _WITHOUT_EFFECT:
             near = difflib.get_close_matches(name, KNOWN, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(KNOWN)}"
-            raise SetupError(f"the simulator has no engine argument {name}{hint}")
+            raise EngineRefused(f"the simulator has no engine argument {name}{hint}")
     kv = calibration.kv
     max_model = _count(given, "max-model-len", calibration.max_model_tokens)
     block_tokens = _count(given, "block-size", kv.block_tokens)
     # The same bytes of memory hold the same tokens, whatever the size of a block.
     blocks = _count(given, "num-gpu-blocks-override", max(1, kv.total_blocks * kv.block_tokens // block_tokens))
     if blocks * block_tokens < max_model:
-        raise SetupError(
+        raise EngineRefused(
             f"{blocks} KV blocks of {block_tokens} tokens hold {blocks * block_tokens} tokens, less than max-model-len "
             f"{max_model}: lower max-model-len or raise num-gpu-blocks-override"
         )
@@ -82,7 +82,7 @@ def parse(arguments: Mapping[str, str], calibration: Calibration) -> SimulatorOp
             slowdown=float(given.get("simulator-slowdown", 1.0)),
         )
     except (ValidationError, ValueError) as error:
-        raise SetupError(f"a simulator test hook is not usable: {error}") from None
+        raise EngineRefused(f"a simulator test hook is not usable: {error}") from None
     return SimulatorOptions(
         calibration=with_kv(
             calibration,
@@ -104,7 +104,7 @@ def _count(given: Mapping[str, str], name: str, default: int, *, least: int = 1)
     try:
         value = int(text)
     except ValueError:
-        raise SetupError(f"engine argument {name} is {text!r}; write a whole number") from None
+        raise EngineRefused(f"engine argument {name} is {text!r}; write a whole number") from None
     if value < least:
-        raise SetupError(f"engine argument {name} is {value}; use at least {least}")
+        raise EngineRefused(f"engine argument {name} is {value}; use at least {least}")
     return value

@@ -83,7 +83,8 @@ def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     parser = AsyncEngineArgs.add_cli_args(_parser())
-    known = {name: action for action in parser._actions for name in action.option_strings}
+    # --help would print and end the process.
+    known = {name: action for action in parser._actions for name in action.option_strings if action.dest != "help"}
     arguments = ["--model", model]
     for name, value in given.items():
         arguments += _flag(name.lstrip("-").replace("_", "-"), str(value), known)
@@ -121,7 +122,8 @@ def _parser() -> Any:
 
     class Parser(FlexibleArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise SetupError(f"vLLM does not take these engine arguments: {message}")
+            first, _, _ = message.partition("    For further information")
+            raise SetupError(f"vLLM does not take these engine arguments: {' '.join(first.split())}")
 
     return Parser()
 

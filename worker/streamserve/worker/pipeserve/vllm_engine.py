@@ -27,7 +27,7 @@ from streamserve.contract.errors import (
 )
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 from streamserve.runtime.errors import SetupError
-from streamserve.worker.pipeserve import compat, limits, vllm_args, vllm_requests
+from streamserve.worker.pipeserve import compat, limits, vllm_args, vllm_config, vllm_requests
 from streamserve.worker.pipeserve.engine import (
     Adopted,
     Chunk,
@@ -40,6 +40,7 @@ from streamserve.worker.pipeserve.engine import (
     Prompt,
     TextPrompt,
 )
+from streamserve.worker.pipeserve.vllm_config import EngineSettings
 from streamserve.worker.pipeserve.vllm_meters import Meters
 from streamserve.worker.specustream import hook
 from streamserve.worker.specustream.policy import Adopted as SchedulerVersion
@@ -74,6 +75,9 @@ async def create(
         "generation": initial.id.generation,
         "step": initial.id.step,
     }
+    wanted = EngineSettings(
+        role=role, model=model, draft=draft, method=method, max_depth=max_depth, engine_args=engine_args
+    )
     meters = Meters()
 
     def load() -> tuple[Any, KvGeometry]:
@@ -82,20 +86,19 @@ async def create(
         on_cpu = current_platform.is_cpu()
         vllm_args.set_environment(on_cpu=on_cpu, method=method, model=model, nixl_address=nixl_address)
         compat.check()
-        args = vllm_args.parse(engine_args, model=model, on_cpu=on_cpu)
-        args.speculative_config = vllm_args.speculative_config(
-            method=method, draft=draft, max_depth=max_depth, role=role, max_running=args.max_num_seqs
-        )
-        args.kv_transfer_config = compat.transfer_config(vllm_args.transfer_config(on_cpu=on_cpu))
-        args.scheduler_cls = "streamserve.worker.specustream.hook.scheduler"
-        args.worker_extension_cls = "streamserve.worker.pipeserve.nixl.Worker"
+        args = vllm_config.arguments(wanted, on_cpu=on_cpu)
         args.additional_config = {"streamserve": settings}
-        engine = compat.start(args, compat.stat_logger(meters.observe_transfers))
+        config = vllm_config.judged(args)
+        engine = compat.start(
+            config, compat.stat_logger(meters.observe_transfers), log_requests=args.enable_log_requests
+        )
         return engine, compat.kv_geometry(engine)
 
     try:
         llm, geometry = await asyncio.to_thread(load)
-    except (SetupError, compat.UnsupportedVllm) as error:
+    except SetupError:
+        raise
+    except compat.UnsupportedVllm as error:
         raise SetupError(str(error)) from None
     except Exception as error:
         raise SetupError(f"vLLM did not start: {error}") from error
