@@ -28,5 +28,5 @@ def engine_arguments(spec: StreamPairSpec, role: str, *, model: str, draft: str 
     if draft is not None:
         flags += ["--draft", draft]
     if args := effective_args(spec.engine, spec.prefill if role == "prefill" else spec.decode):
-        flags += ["--engine-args", json.dumps(args)]
+        flags += ["--engine-args", json.dumps(args, sort_keys=True)]
     return flags

@@ -1,0 +1,261 @@
+"""The children of one StreamPair as they are, cut down to what decisions look at, and to whom each belongs.
+
+    OURS       our label and owner, or our labels and nobody's (an owner reference that a hand removed is put back)
+    LEFTOVER   of a StreamPair of this name that was deleted: the garbage collector is on its way, we wait
+    FOREIGN    anything else under one of our names: never touched
+
+What a pod's container says is read from its status alone, the last lines of one that died included. Times are seconds
+since the epoch. Beside the objects stand three facts that the API server does not know: each lane's state as routers
+publish it, what workers and routers echo of their configuration, and which draining pods have nothing left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from streamserve.contract.lanes import Slot
+from streamserve.contract.streampair import KIND
+from streamserve.operator import naming
+from streamserve.operator.builders import scalers, worker_pods
+from streamserve.operator.naming import Manifest
+
+READY: Final = "READY"
+KINDS: Final = frozenset(
+    {
+        *("Pod", "ServiceAccount", "ConfigMap", "Service", "Deployment", "PodDisruptionBudget"),
+        scalers.KIND,
+    }
+)
+"""What we make. Controllers copy our labels onto objects of their own (EndpointSlices): those are not looked at."""
+
+STUCK_REASONS: Final = frozenset(
+    {
+        *("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"),
+        *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    }
+)
+
+
+class Owner(StrEnum):
+    OURS = "Ours"
+    LEFTOVER = "Leftover"
+    FOREIGN = "Foreign"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A worker's pod. `gate` is None until the readiness gate was first written, that is, until it first served."""
+
+    name: str
+    uid: str
+    slot: Slot
+    lane: int
+    revision: str
+    live: Manifest = field(repr=False, compare=False)
+    phase: str = "Pending"
+    running: bool = False
+    container_ready: bool = False
+    ready: bool = False
+    gate: bool | None = None
+    restarts: int = 0
+    stuck: str = ""
+    unschedulable: str = ""
+    last_words: str = ""
+    created_seconds: float = 0.0
+    unready_since_seconds: float = 0.0
+    drain: str = ""
+    drain_since_seconds: float = 0.0
+    deletion_seconds: float | None = None
+
+    @property
+    def leaving(self) -> bool:
+        return bool(self.drain) or self.deletion_seconds is not None
+
+    @property
+    def serves(self) -> bool:
+        return self.ready and not self.leaving
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """Any other object, with its live form to compare with."""
+
+    kind: str
+    name: str
+    uid: str
+    live: Manifest = field(repr=False, compare=False)
+
+    @property
+    def leaving(self) -> bool:
+        return "deletionTimestamp" in self.live["metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReport:
+    """A lane's state in the words of a router, with the revision that it means."""
+
+    state: str
+    reason: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What one process has applied. `error` says why it refuses a later configuration."""
+
+    generation: int
+    step: int = 0
+    error: str = ""
+    speculation_fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """`lanes` is None while no router's word has arrived; `echoes` are by pod name, routers included."""
+
+    pods: tuple[Pod, ...] = ()
+    children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
+    others: Mapping[tuple[str, str], Owner] = field(default_factory=dict)
+    lanes: Mapping[str, LaneReport] | None = None
+    echoes: Mapping[str, Echo] = field(default_factory=dict)
+    drained: frozenset[str] = frozenset()
+
+    @property
+    def running(self) -> dict[str, int]:
+        """Pods of each role in the fullest lane that stays."""
+        counts: dict[tuple[str, int], int] = {}
+        for pod in self.pods:
+            if not pod.leaving:
+                counts[pod.slot.role, pod.lane] = counts.get((pod.slot.role, pod.lane), 0) + 1
+        return {
+            role: max(count for (of, _), count in counts.items() if of == role)
+            for role in naming.ROLES
+            if any(of == role for of, _ in counts)
+        }
+
+
+def observe(
+    pair: str,
+    uid: str,
+    objects: Iterable[Manifest],
+    *,
+    lanes: Mapping[str, LaneReport] | None = None,
+    echoes: Mapping[str, Echo] | None = None,
+    drained: frozenset[str] = frozenset(),
+) -> Observed:
+    """`objects`: everything in the pair's namespace that carries its label or one of its names."""
+    pods: list[Pod] = []
+    children: dict[tuple[str, str], Child] = {}
+    others: dict[tuple[str, str], Owner] = {}
+    for live in objects:
+        key = naming.key_of(live)
+        if key[0] not in KINDS:
+            continue
+        owner = owner_of(live, pair, uid)
+        pod = pod_of(pair, live) if key[0] == "Pod" and owner is Owner.OURS else None
+        if pod is not None:
+            pods.append(pod)
+        elif owner is Owner.OURS and key[0] != "Pod":
+            children[key] = Child(*key, live["metadata"].get("uid", ""), live)
+        else:
+            others[key] = owner
+    return Observed(
+        pods=tuple(sorted(pods, key=lambda pod: (pod.lane, pod.slot, pod.name))),
+        children=children,
+        others=others,
+        lanes=lanes,
+        echoes=dict(echoes or {}),
+        drained=drained,
+    )
+
+
+def owner_of(live: Manifest, pair: str, uid: str) -> Owner:
+    metadata = live["metadata"]
+    controller = next((ref for ref in metadata.get("ownerReferences", ()) if ref.get("controller")), None)
+    if controller is None:
+        labels = metadata.get("labels", {})
+        ours = labels.get(naming.MANAGED_BY) == naming.MANAGER and labels.get(naming.PAIR) == pair
+        return Owner.OURS if ours else Owner.FOREIGN
+    if controller.get("uid") == uid:
+        return Owner.OURS
+    if controller.get("kind") == KIND and controller.get("name") == pair:
+        return Owner.LEFTOVER
+    return Owner.FOREIGN
+
+
+def pod_of(pair: str, live: Manifest) -> Pod | None:
+    """None for a pod that is no worker's. Its place is read from its name: a label may have been edited."""
+    metadata, status = live["metadata"], live.get("status", {})
+    place = naming.place_of(pair, metadata["name"])
+    if place is None:
+        return None
+    lane, slot, revision = place
+    notes = metadata.get("annotations", {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
+    gate, ready = conditions.get(naming.LANE_READY), conditions.get("Ready", {})
+    container: dict[str, Any] = next(
+        (c for c in status.get("containerStatuses", ()) if c["name"] == worker_pods.CONTAINER), {}
+    )
+    scheduled = conditions.get("PodScheduled", {})
+    created = seconds_of(metadata.get("creationTimestamp"))
+    deletion = metadata.get("deletionTimestamp")
+    return Pod(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        slot=slot,
+        lane=lane,
+        revision=revision,
+        live=live,
+        phase=status.get("phase", "Pending"),
+        running="running" in container.get("state", {}),
+        container_ready=bool(container.get("ready")),
+        ready=ready.get("status") == "True",
+        gate=None if gate is None else gate["status"] == "True",
+        restarts=int(container.get("restartCount", 0)),
+        stuck=_stuck(container),
+        unschedulable=str(scheduled.get("message", "")) if scheduled.get("status") == "False" else "",
+        last_words=_last_words(container),
+        created_seconds=created,
+        unready_since_seconds=seconds_of(ready.get("lastTransitionTime")) or created,
+        drain=notes.get(naming.DRAIN, ""),
+        drain_since_seconds=seconds_of(notes.get(naming.DRAIN_SINCE)),
+        deletion_seconds=None if deletion is None else seconds_of(deletion),
+    )
+
+
+def _stuck(container: Mapping[str, Any]) -> str:
+    """Why the container can not even start, for as long as nobody mends it."""
+    waiting = container.get("state", {}).get("waiting", {})
+    if waiting.get("reason") not in STUCK_REASONS:
+        return ""
+    return f"{waiting['reason']}: {waiting.get('message') or 'no message'}"
+
+
+def _last_words(container: Mapping[str, Any]) -> str:
+    """The last line that a container wrote before it died, the present one or the one before."""
+    for state in (container.get("state", {}), container.get("lastState", {})):
+        if ended := state.get("terminated"):
+            lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if line.strip()]
+            return lines[-1] if lines else f"{ended.get('reason') or 'exit'} {ended.get('exitCode', '')}".strip()
+    return ""
+
+
+def seconds_of(timestamp: object) -> float:
+    """Of an RFC 3339 time; 0 for none."""
+    return datetime.fromisoformat(timestamp).timestamp() if isinstance(timestamp, str) and timestamp else 0.0
+
+
+def lane_reports(routers: Iterable[Mapping[str, LaneReport]]) -> dict[str, LaneReport] | None:
+    """One word a lane from many routers: READY if one of them sends requests to it. None when there are no routers."""
+    found: dict[str, LaneReport] = {}
+    heard = False
+    for reports in routers:
+        heard = True
+        for lane, report in reports.items():
+            if lane not in found or (report.state == READY and found[lane].state != READY):
+                found[lane] = report
+    return found if heard else None
