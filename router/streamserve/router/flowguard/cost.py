@@ -11,8 +11,8 @@
 
 Every term is a time, so terms add without weights; weights (percent, neutral 100) only express a preference.
 A term that stands on signals moves toward the fleet's median of that term as trust in these signals falls; what this
-router has booked is added in full, because that it knows. What a worker has not measured yet is assumed as usual
-(`usual.py`): a lane that never served then ties with an idle one that did, and ties are broken at random.
+router has booked is added in full, because that it knows. Rates that a worker has not measured, or not lately, are
+assumed as usual (`usual.py`): an idle lane then ties with one that serves well, and ties are broken at random.
 Sources: llm-d and SMG's least_load for k/(1−k), measured herding in the design's router notes §3.
 """
 
@@ -26,7 +26,7 @@ from streamserve.contract.runtime_config import RoutingWeights, Slo
 from streamserve.contract.signals import Role
 from streamserve.router.flowguard.decision import Candidate, DecodeEstimate, PrefillEstimate, PrefillMode, Step
 from streamserve.router.flowguard.request import RouteRequest
-from streamserve.router.flowguard.usual import Usual, median, workload_emitted
+from streamserve.router.flowguard.usual import Usual, median
 from streamserve.router.flowguard.view import FleetView, WorkerView
 
 PRIOR_SLOTS: Final = 64
@@ -74,8 +74,7 @@ class Estimator:
         if way.prefill is None or way.decode is None or way.prefill.kv is None:
             return 0.0
         kv = way.prefill.kv
-        reported = 0.0 if way.decode.signals is None else way.decode.signals.transfer_bytes_per_second
-        per_second = reported or self._usual.transfer_bytes_per_second(way.decode)
+        per_second = self._usual.transfer_bytes_per_second(way.decode)
         return kv.blocks(self._request.prompt_tokens) * kv.bytes_per_block / max(1.0, per_second)
 
     def _estimate_prefill(self, worker: WorkerView) -> PrefillEstimate:
@@ -97,8 +96,7 @@ class Estimator:
         )
 
     def _prefill_rate(self, worker: WorkerView) -> float:
-        reported = 0.0 if worker.signals is None else worker.signals.prefill_tokens_per_second
-        return max(1.0, reported or self._usual.prefill_tokens_per_second(worker))
+        return max(1.0, self._usual.prefill_tokens_per_second(worker))
 
     def _prefill_seconds(self, worker: WorkerView) -> float:
         queued = 0 if worker.signals is None else worker.signals.waiting_prompt_tokens
@@ -158,21 +156,16 @@ class Estimator:
             slots = signals.max_running_requests or PRIOR_SLOTS
         batch = min(inside + 1, slots)
         emitted = self._emitted(worker)
-        tpot = self._step_seconds(worker, batch) / emitted
+        tpot = self._usual.step_seconds(worker, batch) / emitted
         ahead = max(0, inside + 1 - slots)
         wait = ahead * self._usual.output_tokens * tpot / slots
         fraction = self._kv_fraction(worker, booked_tokens)
         capped = min(fraction, PRESSURE_CAP)
         return _Load(wait, tpot, PRESSURE_SECONDS * capped / (1.0 - capped), batch, emitted, fraction)
 
-    def _step_seconds(self, worker: WorkerView, batch: int) -> float:
-        reported = 0.0 if worker.signals is None else worker.signals.step_seconds(batch)
-        return reported or self._usual.step_seconds(worker, batch)
-
     def _emitted(self, worker: WorkerView) -> float:
         """Mean tokens a request gains per step; at least 1, because every step yields one."""
-        known = workload_emitted(worker.signals, self._request.workload)
-        return max(1.0, known or self._usual.emitted_tokens_per_step(worker))
+        return max(1.0, self._usual.emitted_tokens_per_step(worker))
 
     def _kv_fraction(self, worker: WorkerView, booked_tokens: int) -> float:
         signals, kv = worker.signals, worker.kv

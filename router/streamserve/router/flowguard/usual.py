@@ -1,21 +1,26 @@
-"""What to assume of a rate that a worker has not measured yet: what is usual among its like.
+"""What to assume of a worker's rates: its own while it works, and what is usual among its like where it has none.
 
-    median of the known values   of workers of its role and revision
+    usual   median of the values of the other workers of its role and revision
                                  else of its role in any revision: the first lane of a rollout must be tried, too
                                  else of any worker
-    a constant below             when nobody knows
+                                 else a constant below
+    rate    own · freshness + usual · (1 - freshness)        freshness = exp(-idle / 10 s), 1 while it has work
 
 A lane that has never served must not look worse than an idle one that has, or the first lane to serve would serve for
-ever on a quiet fleet. With the median it costs the same, the near tie is broken at random, and it learns its own rates.
-Looked up only for workers that miss something; an unknown rate is 0 in the signals.
+ever on a quiet fleet; and one bad measurement, as of an engine's cold first steps, must not keep a lane away for good:
+a rate says what a worker did when it last worked, and nobody works there to correct it. So old values fade, the lane is
+tried again, and learns. A worker that really is slower is found out by the first requests it gets.
+An unknown rate is 0 in the signals.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from streamserve.contract.signals import Role, WorkerSignals
+from streamserve.contract.signals import WorkerSignals
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import FleetView, WorkerView
 
@@ -25,17 +30,21 @@ PRIOR_STEP_PER_REQUEST_SECONDS: Final = 0.000_5
 PRIOR_EMITTED_TOKENS_PER_STEP: Final = 1.0
 PRIOR_TRANSFER_BYTES_PER_SECOND: Final = 1e9
 PRIOR_OUTPUT_TOKENS: Final = 128.0
+FADING_SECONDS: Final = 10.0
+# Below this a pause between two requests is no reason to doubt anything.
+PAUSE_SECONDS: Final = 1.0
 
 _Rate = Callable[[WorkerSignals], float]
 
 
 class Usual:
-    """Medians over one view for one request, each computed when first asked for."""
+    """Rates over one view for one request, each group looked at once, when first asked for."""
 
     def __init__(self, request: RouteRequest, view: FleetView) -> None:
         self._workload = request.workload
+        self._now = view.now_seconds
         self._workers = [worker for lane in view.lanes for worker in lane.workers if worker.signals is not None]
-        self._found: dict[tuple[str, Role, str], float] = {}
+        self._found: dict[tuple[object, ...], list[float]] = {}
         self.output_tokens = self._output_tokens(request)
 
     def _output_tokens(self, request: RouteRequest) -> float:
@@ -53,48 +62,66 @@ class Usual:
         return min(max(1.0, expected), float(max(1, request.max_tokens)))
 
     def prefill_tokens_per_second(self, worker: WorkerView) -> float:
-        known = self._median(worker, "prefill", lambda signals: signals.prefill_tokens_per_second)
+        known = self._rate(worker, "prefill", lambda signals: signals.prefill_tokens_per_second)
         return known or PRIOR_PREFILL_TOKENS_PER_SECOND
 
     def transfer_bytes_per_second(self, worker: WorkerView) -> float:
-        known = self._median(worker, "transfer", lambda signals: signals.transfer_bytes_per_second)
+        known = self._rate(worker, "transfer", lambda signals: signals.transfer_bytes_per_second)
         return known or PRIOR_TRANSFER_BYTES_PER_SECOND
 
     def step_seconds(self, worker: WorkerView, batch: int) -> float:
         """Of a decode step with `batch` requests."""
-        known = self._median(worker, f"step {batch}", lambda signals: signals.step_seconds(batch))
+        known = self._rate(worker, f"step {batch}", lambda signals: signals.step_seconds(batch))
         return known or PRIOR_STEP_BASE_SECONDS + PRIOR_STEP_PER_REQUEST_SECONDS * batch
 
     def emitted_tokens_per_step(self, worker: WorkerView) -> float:
-        """For a worker that does not know this workload: what others know of the workload, else what this one does
-        with all of its work, else what others do with theirs."""
-        of_workload = self._median(worker, "workload", lambda signals: workload_emitted(signals, self._workload))
-        own = 0.0 if worker.signals is None else worker.signals.mean_emitted_tokens_per_step
+        """Of this workload, by whoever knows it; else of all work, its own first."""
         return (
-            of_workload
-            or own
-            or self._median(worker, "emitted", lambda signals: signals.mean_emitted_tokens_per_step)
+            self._rate(worker, "workload", lambda signals: workload_emitted(signals, self._workload))
+            or self._rate(worker, "emitted", lambda signals: signals.mean_emitted_tokens_per_step)
             or PRIOR_EMITTED_TOKENS_PER_STEP
         )
 
-    def _median(self, worker: WorkerView, name: str, rate: _Rate) -> float:
-        """Over the nearest group in which anybody knows the rate; 0 when nobody does."""
-        key = (worker.revision, worker.role, name)
-        found = self._found.get(key)
-        if found is None:
-            found = self._found[key] = self._over_groups(worker, rate)
-        return found
+    def _rate(self, worker: WorkerView, name: str, rate: _Rate) -> float:
+        """Own and usual, by how fresh the own one is; 0 when nobody knows."""
+        own = 0.0 if worker.signals is None else max(0.0, rate(worker.signals))
+        fresh = freshness(self._now - worker.worked_until_seconds)
+        if own and fresh == 1.0:
+            return own
+        others = self._others(worker, own, name, rate)
+        if own and others:
+            return fresh * own + (1.0 - fresh) * others
+        return own or others
 
-    def _over_groups(self, worker: WorkerView, rate: _Rate) -> float:
-        known = [
-            (other, value)
-            for other in self._workers
-            if other.signals is not None and (value := rate(other.signals)) > 0
-        ]
-        alike = [(other, value) for other, value in known if other.role is worker.role]
-        same = [(other, value) for other, value in alike if other.revision == worker.revision]
-        nearest = same or alike or known
-        return median([value for _, value in nearest]) if nearest else 0.0
+    def _others(self, worker: WorkerView, own: float, name: str, rate: _Rate) -> float:
+        """Median over the nearest group in which another worker knows the rate; 0 when none does."""
+        groups: tuple[tuple[tuple[object, ...], Callable[[WorkerView], bool]], ...] = (
+            (
+                (name, worker.role, worker.revision),
+                lambda w: w.role is worker.role and w.revision == worker.revision,
+            ),
+            ((name, worker.role), lambda w: w.role is worker.role),
+            ((name,), lambda w: True),
+        )
+        for key, belongs in groups:
+            values = self._found.get(key)
+            if values is None:
+                values = self._found[key] = sorted(
+                    value
+                    for other in self._workers
+                    if belongs(other) and other.signals is not None and (value := rate(other.signals)) > 0
+                )
+            if own:
+                at = bisect_left(values, own)
+                values = values[:at] + values[at + 1 :]
+            if values:
+                return median(values)
+        return 0.0
+
+
+def freshness(idle_seconds: float) -> float:
+    """What a rate is worth that was measured before the worker went idle: from 1 to 0."""
+    return 1.0 if idle_seconds <= PAUSE_SECONDS else math.exp(-(idle_seconds - PAUSE_SECONDS) / FADING_SECONDS)
 
 
 def workload_emitted(signals: WorkerSignals | None, workload: str) -> float:

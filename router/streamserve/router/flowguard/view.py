@@ -55,7 +55,9 @@ class KvGeometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """One worker. `booked_*` is this router's work that the signals do not show yet; `own_requests` is all of it."""
+    """One worker. `booked_*` is this router's work that the signals do not show yet; `own_requests` is all of it.
+
+    `worked_until_seconds` is when it was last seen with work, ours or not; infinite while it has some."""
 
     id: str
     role: Role
@@ -66,6 +68,7 @@ class WorkerView:
     boot_id: int = 0
     signals: WorkerSignals | None = None
     seen_at_seconds: float = NEVER
+    worked_until_seconds: float = math.inf
     booked_requests: int = 0
     booked_tokens: int = 0
     own_requests: int = 0
@@ -99,7 +102,7 @@ class LaneView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetView:
-    """Everything a decision may stand on. `now_seconds` and every `seen_at_seconds` are of one monotonic clock."""
+    """Everything a decision may stand on. `now_seconds` and all other `_seconds` are of one monotonic clock."""
 
     now_seconds: float
     pair_uid: str

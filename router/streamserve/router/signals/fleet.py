@@ -147,11 +147,11 @@ class Fleet:
         worker = self._worker(worker_id)
 
         def changed() -> None:
-            worker.touched()
+            worker.touched(self._clock())
             self._change()
 
         booking = Booking(worker_id, worker.ledger, self._settings.router_id, tokens, changed)
-        worker.touched()
+        worker.touched(self._clock())
         self._view = None
         return booking
 

@@ -6,6 +6,7 @@ drops everything that belonged to the old one; a client belongs to one address a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -55,6 +56,7 @@ class TrackedWorker:
         self._connect = connect
         self._client: WorkerClient | None = None
         self._view: WorkerView | None = None
+        self._worked_until_seconds = NEVER
         self._told: dict[str, object] = {}
 
     # Who and where
@@ -104,10 +106,13 @@ class TrackedWorker:
         self.ledger.restarted()
         self.breaker, self.detail = Closed(), ""
         self.kv, self.max_model_tokens, self.described_boot = None, 0, 0
+        self._worked_until_seconds = NEVER
 
     # What it says
 
     def offered(self, raw: bytes, now_seconds: float) -> Offer:
+        if self._has_work():
+            self._worked_until_seconds = now_seconds
         had = self.latest.boot_id
         offer = self.latest.offer(raw, now_seconds)
         if had and self.latest.boot_id != had:
@@ -183,9 +188,15 @@ class TrackedWorker:
 
     # Pictures
 
-    def touched(self) -> None:
+    def touched(self, now_seconds: float) -> None:
         """A booking changed."""
+        self._worked_until_seconds = now_seconds
         self._view = None
+
+    def _has_work(self) -> bool:
+        signals = self.latest.signals
+        shown = signals is not None and signals.running_requests + signals.waiting_requests > 0
+        return shown or self.ledger.own_requests > 0
 
     def view(self) -> WorkerView:
         if self._view is None:
@@ -199,6 +210,7 @@ class TrackedWorker:
                 boot_id=self.latest.boot_id,
                 signals=self.latest.signals,
                 seen_at_seconds=self.latest.seen_at_seconds,
+                worked_until_seconds=math.inf if self._has_work() else self._worked_until_seconds,
                 booked_requests=self.ledger.booked_requests,
                 booked_tokens=self.ledger.booked_tokens,
                 own_requests=self.ledger.own_requests,

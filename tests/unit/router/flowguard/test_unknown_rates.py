@@ -13,13 +13,15 @@ from streamserve.router.flowguard.explain import terms
 from streamserve.router.flowguard.pick import NEAR_TIE_FRACTION, NEAR_TIE_SECONDS, pick
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.usual import (
+    PAUSE_SECONDS,
     PRIOR_EMITTED_TOKENS_PER_STEP,
     PRIOR_PREFILL_TOKENS_PER_SECOND,
     PRIOR_STEP_BASE_SECONDS,
     PRIOR_STEP_PER_REQUEST_SECONDS,
+    freshness,
 )
 
-from .builders import Lane, fleet, lane, prompt, settings
+from .builders import NOW, Lane, fleet, lane, prompt, settings
 
 PREFILL_RATES = ("prefill_tokens_per_second",)
 DECODE_RATES = (
@@ -178,3 +180,37 @@ def test_a_worker_that_never_reported_is_asked_for_nothing() -> None:
     silent = lane("silent").silent_since_start()
     view = fleet(lane("a"), replace(silent))
     assert pick(prompt(), view, settings(), Random(1)).lane == "a"
+
+
+def idle_for(built: Lane, seconds: float) -> Lane:
+    return built._every(worked_until_seconds=NOW - seconds)
+
+
+def shares(lanes: list[Lane], count: int = 200) -> dict[str, float]:
+    view, rng = fleet(*lanes), Random(1)
+    picked = [pick(prompt(), view, settings(), rng).lane for _ in range(count)]
+    return {built.name: picked.count(built.name) / count for built in lanes}
+
+
+def test_a_lane_with_one_bad_measurement_is_tried_again_once_it_was_idle_for_a_while() -> None:
+    """The first, cold prefill of an engine must not keep its lane away for good."""
+    good = lane("good").prefill_rate(2_000)
+    assert shares([good, lane("cold").prefill_rate(50)])["cold"] == 0.0
+    assert shares([good, idle_for(lane("cold").prefill_rate(50), 60)])["cold"] > 0.3
+
+
+def test_a_lane_that_is_slow_while_it_works_is_believed() -> None:
+    assert shares([lane("good"), steps(lane("slow"), 0.05)])["slow"] == 0.0
+
+
+def test_nobody_else_to_ask_leaves_the_own_value_standing_however_old() -> None:
+    (only,) = pick(prompt(), fleet(idle_for(lane("only").prefill_rate(50), 3_600)), settings(), Random(1)).candidates
+    assert only.prefill is not None
+    assert only.prefill.tokens_per_second == 50
+
+
+@given(st.floats(0, 1_000), st.floats(0, 1_000))
+def test_a_rate_is_worth_less_the_longer_a_worker_was_idle(one: float, other: float) -> None:
+    earlier, later = sorted((one, other))
+    assert 0.0 <= freshness(later) <= freshness(earlier) <= 1.0
+    assert freshness(PAUSE_SECONDS) == 1.0

@@ -242,3 +242,21 @@ def test_a_configure_message_reads_back_as_itself() -> None:
 def test_garbage_is_no_configure_message(payload: str) -> None:
     with pytest.raises(ValueError):
         Configure.from_json(payload)
+
+
+def test_the_cold_first_steps_of_an_engine_are_no_rate(tmp_path: Path) -> None:
+    """They allocate and build kernels; what the router would make of them keeps it away from this worker."""
+    writer = RecordWriter(tmp_path / "record")
+    clock = Clock()
+    it = driver(writer=writer, clock=clock)
+
+    def prefill(seconds: float) -> float:
+        it.step_scheduled(decoding=[], sampling=1, prefill_tokens=100, verified=0, static_depth=0)
+        clock.now += seconds
+        it.step_done()
+        it.idle()
+        it.publish()
+        return Record.open(tmp_path / "record").snapshot().prefill_tokens_per_second
+
+    assert [prefill(2.0), prefill(1.0)] == [0.0, 0.0]
+    assert prefill(0.1) == pytest.approx(1_000)

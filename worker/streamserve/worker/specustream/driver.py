@@ -28,6 +28,9 @@ from streamserve.worker.specustream.stepfit import StepFit
 from streamserve.worker.specustream.steptimes import bucket_of
 
 PREFILL_DECAY = 0.9
+# An engine's first steps allocate, fill caches and build kernels: their times say nothing of later ones.
+COLD_PREFILL_STEPS = 2
+COLD_DECODE_STEPS = 4
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Driver:
         self._previous_output_at: float | None = None
         self._fit = StepFit()
         self._prefill_seconds = self._prefill_recent = 0.0
+        self._prefill_steps = 0
         self._steps = self._decode_steps = self._decode_request_steps = 0
         self._drafted = self._accepted = self._prefill_tokens = 0
         self._waiting_tokens = self._finished = self._fallbacks = 0
@@ -211,10 +215,14 @@ class Driver:
         self._previous_output_at = now
         self._last_step_seconds = seconds
         if ticket.prefill_tokens:
+            self._prefill_steps += 1
+            if self._prefill_steps <= COLD_PREFILL_STEPS:
+                return
             self._prefill_recent = PREFILL_DECAY * self._prefill_recent + ticket.prefill_tokens
             self._prefill_seconds = PREFILL_DECAY * self._prefill_seconds + seconds
         elif ticket.decoding and continuous:
-            self._fit.observe(ticket.decoding, seconds)
+            if self._decode_steps > COLD_DECODE_STEPS:
+                self._fit.observe(ticket.decoding, seconds)
             if ticket.verified == ticket.depth and self._law is not None:
                 self._law.observe_step(bucket_of(ticket.decoding), ticket.depth, seconds)
 
