@@ -316,6 +316,12 @@ class LocalFleet:
         """From now on (the simulator looks ten times a second) this worker has exactly these faults."""
         _replace(self._control_file(name), json.dumps(faults).encode())
 
+    def faults(self, name: str) -> dict[str, object]:
+        """Those that `fault` has put on this worker."""
+        file = self._control_file(name)
+        found: dict[str, object] = json.loads(file.read_text()) if file.exists() else {}
+        return found
+
     def _control_file(self, name: str) -> Path:
         return self.directory / f"{name}.control.json"
 

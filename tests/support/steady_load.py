@@ -15,8 +15,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
+import grpc
 from tests.support.calls import Answer, generate_async, request
 from tests.support.processes import Process
 
@@ -121,21 +122,34 @@ async def behind_the_back(worker: Process, *, requests: int, prompt_tokens: int 
             await asyncio.gather(*calls, return_exceptions=True)
 
 
+def exercise(worker: Process, *, max_tokens: int) -> None:
+    """One request straight to a decode worker, so that its measured rates are those of now."""
+    with grpc.insecure_channel(worker.ready["grpc"]) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        for _ in stub.Decode(worker_pb2.DecodeRequest(**_foreign(32, max_tokens)), timeout=60):
+            pass
+
+
 async def _occupy(stub: worker_pb2_grpc.WorkerServiceStub, role: str, prompt_tokens: int) -> None:
-    number = next(_numbers)
-    prompt = tokens.pack([300 + (number + n) % 500 for n in range(prompt_tokens)])
-    fields = {
-        "request_id": f"stranger-{number}",
-        "attempt": 1,
-        "prompt": common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=prompt)),
-        "sampling": common_pb2.SamplingParams(max_tokens=4_000, ignore_eos=True),
-        "dispatch": worker_pb2.Dispatch(router_id=STRANGER, sequence=number + 1),
-    }
+    fields = _foreign(prompt_tokens, max_tokens=4_000)
     if role == "prefill":
         await stub.Prefill(worker_pb2.PrefillRequest(**fields), timeout=60)
         return
     async for _ in stub.Decode(worker_pb2.DecodeRequest(**fields), timeout=60):
         pass
+
+
+def _foreign(prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
+    """The fields that PrefillRequest and DecodeRequest share, of a request that no router here knows."""
+    number = next(_numbers)
+    prompt = tokens.pack([300 + (number + n) % 500 for n in range(prompt_tokens)])
+    return {
+        "request_id": f"stranger-{number}",
+        "attempt": 1,
+        "prompt": common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=prompt)),
+        "sampling": common_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+        "dispatch": worker_pb2.Dispatch(router_id=STRANGER, sequence=number + 1),
+    }
 
 
 async def _all_accepted(stub: worker_pb2_grpc.WorkerServiceStub, requests: int) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.support.processes import LocalFleet, default_config
+from tests.support.steady_load import exercise
 
 from streamserve.contract.runtime_config import (
     DepthPolicyName,
@@ -44,8 +45,10 @@ def running_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFle
 
 @pytest.fixture
 def fleet(running_fleet: LocalFleet) -> Iterator[LocalFleet]:
-    """As it was: no faults, FlowGuard."""
+    """Each test finds it as the first one did: FlowGuard, no faults, and rates that show none."""
     yield running_fleet
-    for worker in running_fleet.workers:
-        running_fleet.fault(worker.name)
     route_by(running_fleet, RoutingPolicy.FLOW_GUARD)
+    faulty = [worker for worker in running_fleet.workers if running_fleet.faults(worker.name)]
+    for worker in faulty:
+        running_fleet.fault(worker.name)
+        exercise(worker, max_tokens=300)

@@ -27,7 +27,7 @@ LOADED, OTHER = "lane-0", "lane-1"
 STEER_SECONDS = 0.3
 SHARE = 0.9
 PER_SECOND = 40.0
-WARM_SECONDS, CALM_SECONDS, LOADED_SECONDS = 0.5, 1.2, 1.5
+WARM_SECONDS, CALM_SECONDS, LOADED_SECONDS = 0.5, 1.0, 1.2
 # (worker, foreign requests, tokens of each prompt): the batch on decode gets long, or the queue before prefill.
 LOADS = {
     "its decode worker": ("lane-0-decode-0", 24, 32),
