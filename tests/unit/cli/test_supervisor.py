@@ -83,9 +83,9 @@ async def test_a_child_whose_engine_refuses_its_arguments_says_so(make_child: Ma
 
 async def test_a_child_that_dies_is_started_again_and_its_last_words_are_told(make_child: MakeChild) -> None:
     said: list[str] = []
-    child = make_child("print('the disk is full'); raise SystemExit(3)", said)
+    child = make_child("print('the disk is full'); raise SystemExit(4)", said)
     await until(lambda: child.restarts >= 2)
-    assert "ended with status 3" in said[0]
+    assert "ended with status 4" in said[0]
     assert "the disk is full" in said[0]
     assert child.failures >= 2
 
