@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import statistics
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,18 @@ def test_the_ready_file_names_what_listens(shared: Any) -> None:
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+", ready[key]) for key in ("grpc", "http", "redis"))
     assert ready["pid"] == shared.pid
     assert shared.all_ready(2)
+
+
+def test_up_itself_tells_its_health_and_its_figures(shared: Any) -> None:
+    def ask(path: str) -> tuple[int, str]:
+        with urllib.request.urlopen(f"http://{shared.ready['metrics']}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+
+    assert ask("/healthz") == (200, "ok\n")
+    assert ask("/readyz") == (200, "ok\n")
+    text = ask("/metrics")[1]
+    assert 'streamserve_up_children{state="up"} 6.0' in text
+    assert "streamserve_up_ready_lanes 2.0" in text
 
 
 def test_generate_streams_text_and_tells_figures_on_stderr(shared: Any, cli: Cli) -> None:

@@ -152,5 +152,6 @@ def _taker(
         ask_engine=ask,
         tasks=tasks,
         changed=lambda: None,
+        echoed=lambda seconds: None,
         say=told.append,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from streamserve.cli.up.metrics import UpMetrics
 from streamserve.contract.runtime_config import ConfigId
 from streamserve.router import config as router_settings
 from streamserve.router.__main__ import Router
@@ -58,6 +59,10 @@ def test_every_metric_of_the_worker_is_on_the_page_and_no_other() -> None:
 
 async def test_every_metric_of_the_router_is_on_the_page_and_no_other(tmp_path: Path) -> None:
     assert documented("router") == exposed(await router_registry(tmp_path))
+
+
+def test_every_metric_of_up_is_on_the_page_and_no_other() -> None:
+    assert documented("up") == exposed(UpMetrics(lambda: ()).registry)
 
 
 @pytest.mark.parametrize("line", [line for line in PAGE.read_text().splitlines() if line.startswith("| `streamserve_")])

@@ -25,6 +25,7 @@ from streamserve.cli.errors import Refused
 
 DEFAULT_GRPC: Final = "127.0.0.1:50051"
 DEFAULT_HTTP: Final = "127.0.0.1:8000"
+DEFAULT_METRICS: Final = "127.0.0.1:0"
 EPILOG: Final = """\
 An edit of FILE is taken over while everything runs. A hot field (depth bounds, SLOs, routing, admission) is applied
 to what runs; lanes and replicas are added or drained; a cold field (engine flags, draft model, maxDepth) replaces lane
@@ -55,6 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--http", default=DEFAULT_HTTP, metavar="ADDR", help=f"the OpenAI API's address (default {DEFAULT_HTTP})"
     )
     parser.add_argument(
+        "--metrics",
+        default=DEFAULT_METRICS,
+        metavar="ADDR",
+        help="/metrics /healthz /readyz of `up` itself (default: any free port; the ready file names it)",
+    )
+    parser.add_argument(
         "--redis", metavar="URL", help="use this Redis (redis://[:password@]host:port/0), start none of our own"
     )
     parser.add_argument("--engine", choices=("Vllm", "Simulator"), help="over spec.engine.kind")
@@ -76,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             file=args.file,
             grpc=args.grpc,
             http=args.http,
+            metrics=args.metrics,
             redis=args.redis,
             engine=args.engine,
             lanes=args.lanes,

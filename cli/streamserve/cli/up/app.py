@@ -76,6 +76,10 @@ def _listen_for_signals(stop: asyncio.Event) -> asyncio.Event:
     return hurry
 
 
+def _listening(options: Options) -> dict[str, str]:
+    return {"--grpc": options.grpc, "--http": options.http, "--metrics": options.metrics}
+
+
 def _checked_lanes(lanes: int | None) -> int | None:
     if lanes is not None and not 0 <= lanes <= 256:
         raise Refused(f"--lanes {lanes} is not between 0 and 256")
@@ -96,7 +100,7 @@ def _first_version(options: Options, overrides: watch.Overrides) -> tuple[bytes,
 async def _preflight(options: Options, pair: StreamPair, endpoint: local_redis.Endpoint | None) -> RuntimeConfig:
     if options.ready_file is not None and not options.ready_file.absolute().parent.is_dir():
         raise Refused(f"--ready-file: there is no folder {options.ready_file.absolute().parent}: create it first")
-    facts = await asyncio.to_thread(preflight.gather, pair, {"--grpc": options.grpc, "--http": options.http})
+    facts = await asyncio.to_thread(preflight.gather, pair, _listening(options))
     if found := preflight.problems(pair, facts):
         raise Refused(*found)
     if endpoint is not None:

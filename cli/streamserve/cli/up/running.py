@@ -23,6 +23,7 @@ from streamserve.cli.up import commands, edits, engine_check, ports, preflight, 
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
+from streamserve.cli.up.metrics import UpMetrics
 from streamserve.cli.up.push import ConfigPush
 from streamserve.cli.up.status import Reporter, Standing
 from streamserve.cli.up.supervisor import Child, Reaper, State, rotate
@@ -32,6 +33,7 @@ from streamserve.contract.keys import Keyspace
 from streamserve.contract.lanes import Wanted, plan
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.streampair import StreamPair, cluster_only
+from streamserve.runtime.metrics import HealthServer
 from streamserve.runtime.process import write_atomic
 from streamserve.runtime.tasks import Tasks
 
@@ -49,6 +51,7 @@ class Options:
     file: Path
     grpc: str
     http: str
+    metrics: str = "127.0.0.1:0"
     redis: str | None = None
     engine: str | None = None
     lanes: int | None = None
@@ -87,6 +90,11 @@ class Running:
         self._announced = False
         self._halted = ""
         self._refused = asyncio.Event()
+        self._standing = Standing(lanes=pair.spec.lanes, ready=0, generation=config.id.generation)
+        self._metrics = UpMetrics(lambda: (child.state for child in self._children()))
+        self._health = HealthServer(
+            options.metrics, registry=self._metrics.registry, live=self._failed, ready=self._not_ready
+        )
 
     # Start.
 
@@ -97,6 +105,7 @@ class Running:
         again would end the same way.
         """
         self._forget_ready_file()
+        await self._health.start()
         await self._reaper.start()
         self._keeper = asyncio.create_task(self._reaper.keep(), name="up/reaper")
         endpoint = await self._start_redis() if endpoint is None else endpoint
@@ -130,6 +139,7 @@ class Running:
             ask_engine=partial(engine_check.ask, site, self._reaper),
             tasks=self._tasks,
             changed=self._wake.set,
+            echoed=self._metrics.echoed,
             say=self._reporter.say,
         )
         self._introduce()
@@ -167,6 +177,7 @@ class Running:
             rng=self._rng,
             changed=self._wake.set,
             say=self._reporter.say,
+            restarted=self._metrics.restarted,
         )
 
     def _introduce(self) -> None:
@@ -211,16 +222,18 @@ class Running:
             self._refused.set()
         if step.done and fleet is not None and not self._announced:
             self._announce(router)
-        self._reporter.show(
-            Standing(
-                lanes=spec.lanes,
-                ready=sum(lane.ready for lane in now),
-                generation=self._current.config.id.generation,
-                loading=self._loading(),
-                fleet=fleet,
-                halted=step.halted,
-            )
+        self._standing = standing = Standing(
+            lanes=spec.lanes,
+            ready=sum(lane.ready for lane in now),
+            generation=self._current.config.id.generation,
+            loading=self._loading(),
+            fleet=fleet,
+            halted=step.halted,
         )
+        self._metrics.stands(
+            wanted=standing.lanes, ready=standing.ready, halted=bool(step.halted), generation=standing.generation
+        )
+        self._reporter.show(standing)
 
     def _refusals(self) -> list[str]:
         lanes, _, _ = self._parts()
@@ -268,6 +281,7 @@ class Running:
             ready = {
                 "grpc": grpc_address,
                 "http": http_address,
+                "metrics": self._health.address,
                 "redis": self._endpoint.address,
                 "redis_url_file": str(self._run_dir / "redis.url"),
                 "pid": os.getpid(),
@@ -286,6 +300,21 @@ class Running:
     def _forget_ready_file(self) -> None:
         if self._options.ready_file is not None:
             self._options.ready_file.unlink(missing_ok=True)
+
+    # What the health port answers.
+
+    def _children(self) -> list[Child]:
+        workers = self._lanes.children if self._lanes is not None else []
+        return [child for child in (self._redis, self._router) if child is not None] + workers
+
+    def _failed(self) -> str | None:
+        return f"a part of `up` failed: {self._tasks.error!r}" if self._tasks.failed.is_set() else None
+
+    def _not_ready(self) -> str | None:
+        seen = self._standing
+        if self._announced and seen.ready >= seen.lanes:
+            return None
+        return f"{seen.ready} of {seen.lanes} lanes take traffic"
 
     def _parts(self) -> tuple[Lanes, Child, RouterView]:
         if self._lanes is None or self._router is None or self._view is None:
@@ -306,6 +335,7 @@ class Running:
             await self._push.close()
         if self._redis is not None:
             await self._redis.stop(REDIS_STOP_SECONDS, hurry)
+        await self._health.stop()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])

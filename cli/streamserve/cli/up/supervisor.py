@@ -109,6 +109,7 @@ class Child:
         rng: Random,
         changed: Callable[[], None],
         say: Callable[[str], None],
+        restarted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.command = command
         self.log = log
@@ -126,6 +127,7 @@ class Child:
         self._backoff = Backoff(BACKOFF_SECONDS, BACKOFF_CAP_SECONDS, rng)
         self._changed = changed
         self._say = say
+        self._restarted = restarted
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -150,6 +152,7 @@ class Child:
                 break
             self.failures += 1
             self.restarts += 1
+            self._restarted(self.name)
             if status == EngineRefused.exit_status:
                 self.refusal = self.last_words().removeprefix("error: ")
             delay = self._backoff.next()

@@ -64,6 +64,7 @@ class EditTaker:
         ask_engine: Callable[[StreamPair], Awaitable[Answer]],
         tasks: Tasks,
         changed: Callable[[], None],
+        echoed: Callable[[float], None],
         say: Callable[[str], None],
     ) -> None:
         self._file = file
@@ -75,6 +76,7 @@ class EditTaker:
         self._ask_engine = ask_engine
         self._tasks = tasks
         self._changed = changed
+        self._echoed = echoed
         self._say = say
 
     async def follow(self, content: bytes) -> None:
@@ -149,10 +151,12 @@ class EditTaker:
         routers = {"router": str(self._router.info["grpc"])} if self._router.up else {}
         before = time.monotonic() - saved_at
         echo = await self._push.echo(config.id, workers, routers, push.ECHO_SECONDS)
-        took = f"{(before + echo.seconds) * 1e3:.0f} ms"
+        seconds = before + echo.seconds
+        took = f"{seconds * 1e3:.0f} ms"
         what = f": {verdict.hot}" if verdict.hot else ""
         count = f"generation {config.id.generation} on {len(echo.applied)} of {len(echo.wanted)} in {took}{what}"
         if not echo.missing:
+            self._echoed(seconds)
             self._say(f"applied {count}")
             return
         if self._current.config.id.generation != config.id.generation:
