@@ -2,7 +2,7 @@
 
 Rates are exponential averages over steps (weight 0.1) and 0 until something was measured. The cost of a step is given
 as base + per request x batch; the slope is the calibration's, the base is what was measured less the slope's share, so
-that a slowed engine shows.
+that a slowed engine shows. Acceptance by position is over the last 128 to 256 drafts, so that a spoiled one shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamserve.worker.pipeserve.engine import EngineSnapshot
 from streamserve.worker.pipeserve.simulated_scheduler import Emission, Step
 
 _WEIGHT: Final = 0.1
-_WINDOW_DRAFTS: Final = 4_096
+_WINDOW_DRAFTS: Final = 256
 
 
 class Meters:
