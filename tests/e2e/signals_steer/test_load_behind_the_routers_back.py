@@ -17,7 +17,7 @@ import time
 
 import pytest
 from tests.support.processes import LocalFleet
-from tests.support.steady_load import Sent, SteadyLoad, behind_the_back, share
+from tests.support.steady_load import Sent, SteadyLoad, behind_the_back, share, watched_loop
 
 from streamserve.contract.runtime_config import RoutingPolicy
 
@@ -28,6 +28,7 @@ STEER_SECONDS = 0.3
 SHARE = 0.9
 PER_SECOND = 40.0
 WARM_SECONDS, CALM_SECONDS, LOADED_SECONDS = 0.5, 1.0, 1.2
+ATTEMPTS, LATE_SECONDS, PAUSE_SECONDS = 3, 0.1, 3.0
 # (worker, foreign requests, tokens of each prompt): the batch on decode gets long, or the queue before prefill.
 LOADS = {
     "its decode worker": ("lane-0-decode-0", 24, 32),
@@ -36,7 +37,22 @@ LOADS = {
 
 
 async def served(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
-    """Requests before the foreign load came, and those from 300 ms after the worker had it until it went."""
+    """Requests before the foreign load came, and those from 300 ms after the worker had it until it went.
+
+    A scenario in which this process itself had to wait for a processor says nothing about 300 ms: it is played again,
+    whatever came of it; the last one counts.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        async with watched_loop() as lateness:
+            found = await _played(fleet, load)
+        print(f"the test's own loop was late by {1e3 * lateness.seconds:.0f} ms at most")
+        if lateness.seconds < LATE_SECONDS or not left:
+            break
+        await asyncio.sleep(PAUSE_SECONDS)
+    return found
+
+
+async def _played(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
     name, requests, prompt_tokens = LOADS[load]
     async with SteadyLoad(fleet.grpc, per_second=PER_SECOND) as steady:
         await asyncio.sleep(WARM_SECONDS + CALM_SECONDS)
@@ -50,7 +66,6 @@ async def served(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
     shares = f"{share(OTHER, before):.2f} of {len(before)} before, {share(OTHER, after):.2f} of {len(after)} after"
     last_ms = 1e3 * max(late, default=0.0)
     print(f"{name} loaded: share of {OTHER} {shares}; last request to {LOADED} {last_ms:.0f} ms behind the load")
-    assert len(before) >= 20 and len(after) >= 20, "the load was not steady: this machine is too busy to judge"
     return before, after
 
 
