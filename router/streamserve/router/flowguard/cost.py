@@ -5,6 +5,8 @@
     prefill   (queued + booked + uncached prompt tokens) / prefill rate
     transfer  KV bytes of the prompt / bandwidth; 0 when no KV crosses
     wait      requests ahead of a free slot · E[output] · tpot / slots                 the decode worker's own queue
+              its spread matters to deadlines: the slot is freed by the k-th to end of n answers, which end at any
+              moment of their time T, so that sigma = T · sqrt(k (n + 1 − k) / (n + 2)) / (n + 1)
     tpot      step time(batch + 1) / mean emitted tokens per step                      acceptance, per workload if known
     pressure  0.15 s · k / (1 − k), k = KV blocks used and booked over all, at most 0.99
     slo       seconds by which the request would miss: max(0, ttft − S_ttft) + E[output] · max(0, tpot − S_tpot)
@@ -18,6 +20,7 @@ Sources: llm-d and SMG's least_load for k/(1−k), measured herding in the desig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -122,6 +125,7 @@ class Estimator:
             pressure += away * (usual.pressure_seconds - shown.pressure_seconds)
         return DecodeEstimate(
             wait_seconds=wait,
+            wait_spread_seconds=now.wait_spread_seconds,
             tpot_seconds=tpot,
             pressure_seconds=pressure,
             batch=now.batch,
@@ -158,10 +162,12 @@ class Estimator:
         emitted = self._emitted(worker)
         tpot = self._usual.step_seconds(worker, batch) / emitted
         ahead = max(0, inside + 1 - slots)
-        wait = ahead * self._usual.output_tokens * tpot / slots
+        answer = self._usual.output_tokens * tpot
+        wait = ahead * answer / slots
+        spread = wait_spread_seconds(ahead, slots, answer) if ahead else 0.0
         fraction = self._kv_fraction(worker, booked_tokens)
         capped = min(fraction, PRESSURE_CAP)
-        return _Load(wait, tpot, PRESSURE_SECONDS * capped / (1.0 - capped), batch, emitted, fraction)
+        return _Load(wait, tpot, PRESSURE_SECONDS * capped / (1.0 - capped), batch, emitted, fraction, spread)
 
     def _emitted(self, worker: WorkerView) -> float:
         """Mean tokens a request gains per step; at least 1, because every step yields one."""
@@ -184,6 +190,15 @@ class _Load:
     batch: int = 0
     emitted: float = 1.0
     kv_fraction: float = 0.0
+    wait_spread_seconds: float = 0.0
+
+
+def wait_spread_seconds(ahead: int, slots: int, answer_seconds: float) -> float:
+    """Standard deviation of the time until `ahead` of the answers on `slots` slots have ended; 0 when none is ahead."""
+    if ahead <= 0:
+        return 0.0
+    kth = (ahead - 1) % slots + 1
+    return answer_seconds * math.sqrt(kth * (slots + 1 - kth) / (slots + 2)) / (slots + 1)
 
 
 def costs(ways: Sequence[Way], estimator: Estimator, weights: RoutingWeights, slo: Slo) -> tuple[Candidate, ...]:

@@ -75,9 +75,13 @@ class PrefillEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeEstimate:
-    """Admission wait, time per output token and memory pressure on this worker, and what they stand on."""
+    """Admission wait, time per output token and memory pressure on this worker, and what they stand on.
+
+    `wait_spread_seconds` is the standard deviation of the wait: who has a deadline must allow for it.
+    """
 
     wait_seconds: float
+    wait_spread_seconds: float
     tpot_seconds: float
     pressure_seconds: float
     batch: int

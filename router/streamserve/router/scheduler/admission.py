@@ -3,7 +3,8 @@
     order      higher priority first, then the earlier deadline, then the earlier arrival
     full       more than maxQueuedRequests or maxQueuedTokens: Overloaded, with the time after which to come back
     late       the deadline is over: DeadlineExceeded; nothing is started for it
-    infeasible expected wait + predicted time to first token + certain tokens x time per token > time left:
+    infeasible expected wait + predicted time to first token + certain tokens x time per token > time left, where a
+               wait for a slot of the engine is reckoned with twice its spread (flowguard/cost.py):
                InfeasibleDeadline; it is refused before work is wasted on it
     too long   waited maxQueueMilliseconds: Overloaded
 

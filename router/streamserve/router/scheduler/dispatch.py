@@ -28,6 +28,8 @@ from streamserve.router.signals.bookings import Booking
 from streamserve.router.signals.fleet import Fleet
 
 PATIENCE_SECONDS: Final = 1.0
+# A wait beyond its mean by twice its standard deviation is rare enough to let a request in on its deadline.
+SPREADS: Final = 2.0
 _CHANGE_SECONDS: Final = 0.25
 
 
@@ -184,8 +186,9 @@ class Dispatcher:
                 self._refuse(waiter, error)
             return not error.busy
         needed = decision.chosen.ttft_seconds
-        if decision.chosen.decode is not None:
-            needed += decision.chosen.decode.tpot_seconds * max(0, waiter.request.least_tokens - 1)
+        if (decode := decision.chosen.decode) is not None:
+            needed += decode.tpot_seconds * max(0, waiter.request.least_tokens - 1)
+            needed += SPREADS * decode.wait_spread_seconds
         left = waiter.request.deadline_seconds - now
         if needed > left:
             self._refuse(waiter, infeasible(needed, left, self.queue.retry_after_seconds()))
