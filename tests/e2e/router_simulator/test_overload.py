@@ -9,6 +9,9 @@ What each assertion could find broken:
                     allowed to fail, so each DEADLINE_EXCEEDED, before or after the first token, fails the test
     goodput         work that is started and thrown away: what the lane can do, it does for answers that count
     afterwards      bookings or places in the queue that a refusal leaves behind
+
+A flood in which this process itself had to wait for a processor is let loose again, whatever came of it: deadlines are
+not the router's to keep then. The last one counts.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import pytest
 from tests.support import calls
 from tests.support.calls import Answer, generate, generate_async, request
 from tests.support.processes import LocalFleet, default_config, wait_until
+from tests.support.steady_load import watched_loop
 
 from streamserve.contract import signals
 from streamserve.contract.runtime_config import AdmissionConfig, SpeculationConfig
@@ -44,6 +48,7 @@ MAX_QUEUE_SECONDS = 2.0
 # An answer takes 0.45 s when nobody is in its way.
 PATIENCE_SECONDS = (1.2, 2.0, 4.0)
 AT_ONCE_SECONDS = 0.3
+ATTEMPTS, LATE_SECONDS, PAUSE_SECONDS = 3, 0.1, 3.0
 REASONS = {"QUEUE_FULL", "QUEUE_TIMEOUT", "INFEASIBLE_DEADLINE"}
 
 
@@ -96,10 +101,21 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 @pytest.fixture(scope="module")
 def flood(fleet: LocalFleet) -> Flood:
     generate(fleet.grpc, request("the first", max_tokens=TOKENS, ignore_eos=True))
-    found = asyncio.run(_flood(fleet))
+    for left in reversed(range(ATTEMPTS)):
+        found, late_seconds = asyncio.run(_watched_flood(fleet))
+        print(f"the test's own loop was late by {1e3 * late_seconds:.0f} ms at most")
+        if late_seconds < LATE_SECONDS or not left:
+            break
+        time.sleep(PAUSE_SECONDS)
     outcomes = Counter((one.patience, one.answer.error.reason if one.answer.error else "served") for one in found.asked)
     print(f"{CAPACITY_PER_SECOND:g} requests/s possible; {dict(sorted(outcomes.items()))}; {found.seen}")
     return found
+
+
+async def _watched_flood(fleet: LocalFleet) -> tuple[Flood, float]:
+    async with watched_loop() as lateness:
+        found = await _flood(fleet)
+    return found, lateness.seconds
 
 
 async def _flood(fleet: LocalFleet) -> Flood:
@@ -132,7 +148,7 @@ async def _watch(channel: grpc.aio.Channel, seen: Seen) -> None:
         for worker in (worker for lane in view.lanes for worker in lane.workers if worker.signals):
             shown = signals.decode(worker.signals)
             seen.in_the_engine = max(seen.in_the_engine, shown.running_requests + shown.waiting_requests)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.025)
 
 
 def test_what_is_refused_is_told_so_and_when_to_come_back(flood: Flood) -> None:
