@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -71,6 +73,7 @@ class Process:
     popen: subprocess.Popen[bytes] | None = None
     ready: dict[str, str] = field(default_factory=dict)
     _log: IO[bytes] | None = None
+    _temporary: str = ""
 
     @property
     def pid(self) -> int:
@@ -85,13 +88,15 @@ class Process:
     def start(self) -> Self:
         if self.ready_file is not None:
             self.ready_file.unlink(missing_ok=True)
+        # A short name: vLLM's sockets lie in it. It goes with the process, killed or not.
+        self._temporary = tempfile.mkdtemp(prefix="streamserve-test-")
         self._log = open(self.directory / f"{self.name}.log", "ab")  # noqa: SIM115 - it lives as long as the child
         self.popen = subprocess.Popen(
             list(self.command),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": self._temporary, **self.environment},
             start_new_session=True,
         )
         return self
@@ -153,6 +158,8 @@ class Process:
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 class RedisServer:

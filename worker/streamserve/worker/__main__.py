@@ -96,6 +96,7 @@ class Worker:
         self._front = WorkerFront()
         self._not_ready: str | None = "the engine is loading"
         self._dead: str | None = None
+        self._run_dir = Path(os.devnull)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Until `stop` is set or the engine dies. Returns the exit status."""
@@ -106,7 +107,7 @@ class Worker:
         )
         server = GrpcServer(chosen.grpc, services=[grpc_front.SERVICE], tls=chosen.tls)
         grpc_front.add_to(server.server, self._front)
-        run_dir = Path(tempfile.mkdtemp(prefix="streamserve-worker-"))
+        run_dir = self._run_dir = Path(tempfile.mkdtemp(prefix="streamserve-worker-"))
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
             metrics_address = await health.start()
@@ -130,7 +131,7 @@ class Worker:
                 process.write_atomic(chosen.ready_file, ready)
             _log.info("worker serves", extra={"grpc": grpc_address, "metrics": metrics_address, "id": chosen.id})
             status = await self._serve(serving, server, stop)
-            _arm_watchdog(_STOP_SECONDS, status)
+            self._arm_watchdog(_STOP_SECONDS, status)
             if publisher is not None and status == 0:
                 await publisher.withdraw()
             return status
@@ -145,7 +146,7 @@ class Worker:
             if task.done():
                 return task.result()
             # A model that is being loaded in a thread can not be interrupted: the watchdog ends it.
-            _arm_watchdog(_ORPHAN_STOP_SECONDS if self._orphaned else _STOP_SECONDS, 0)
+            self._arm_watchdog(_ORPHAN_STOP_SECONDS if self._orphaned else _STOP_SECONDS, 0)
             task.cancel()
             await asyncio.wait((task,), timeout=_STOP_SECONDS / 2)
             return None
@@ -216,7 +217,7 @@ class Worker:
         self._not_ready = "draining"
         await server.set_serving(False)
         if self._orphaned:
-            _arm_watchdog(_ORPHAN_STOP_SECONDS, 1)
+            self._arm_watchdog(_ORPHAN_STOP_SECONDS, 1)
             return 1
         left = await serving.drain.wait(self._options.drain_seconds)
         if left:
@@ -228,7 +229,7 @@ class Worker:
     async def _engine_died(self, serving: Serving, server: GrpcServer, reason: str) -> int:
         self._dead = self._not_ready = f"the engine is dead: {reason}"
         _log.error("%s", self._dead)
-        _arm_watchdog(_STOP_SECONDS, 1)
+        self._arm_watchdog(_STOP_SECONDS, 1)
         serving.drain.begin()
         await server.set_serving(False)
         self._flights.fail_all(WorkerLost(self._dead, reason="ENGINE_DEAD"))
@@ -238,6 +239,17 @@ class Worker:
         # Let the last signals, which say so, reach Redis.
         await asyncio.sleep(2 * _LOOK_SECONDS)
         return 1
+
+    def _arm_watchdog(self, seconds: float, status: int) -> None:
+        """A thread of the engine that hangs must not keep the process alive, nor its folder."""
+
+        def end() -> None:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            os._exit(status)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
 
     def _sample(self, serving: Serving, epoch: int) -> WorkerSignals:
         state = ServerState(
@@ -335,13 +347,6 @@ async def _stop_engine(engine: Engine) -> None:
             await engine.stop()
     except TimeoutError:
         _log.error("the engine did not stop in time")
-
-
-def _arm_watchdog(seconds: float, status: int) -> None:
-    """A thread of the engine that hangs must not keep the process alive."""
-    timer = threading.Timer(seconds, os._exit, (status,))
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":

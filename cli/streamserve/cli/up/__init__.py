@@ -5,6 +5,7 @@ edits.py       pure: an edit of the file → what it takes, or why it is refused
 hot.py         pure: the spec's hot part → RuntimeConfig
 revision.py    pure: the spec's cold part → a short hash
 commands.py    pure: command lines and environments of the processes
+run_folder.py  the folder of a run: who has it, when it goes
 preflight.py   what would fail later, refused now
 app.py         the edge: the command line and the file, refusals, the folder of a run
 running.py     what runs: started, planned, told, stopped

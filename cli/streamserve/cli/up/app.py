@@ -6,14 +6,11 @@ What is started then belongs to running.py; edits of the file to taking.py.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import tempfile
 import uuid
-from pathlib import Path
 
 from streamserve.cli.errors import Refused
-from streamserve.cli.up import preflight, watch
+from streamserve.cli.up import preflight, run_folder, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.running import Options, Running
 from streamserve.cli.up.status import Reporter
@@ -38,9 +35,8 @@ async def _serve(options: Options, stop: asyncio.Event) -> int:
     content, pair = _first_version(options, overrides)
     endpoint = None if options.redis is None else local_redis.external(options.redis)
     config = await _preflight(options, pair, endpoint)
-    run_dir = Path(tempfile.mkdtemp(prefix="streamserve-up-"))
-    for name in ("config", "fleet", "ready", "logs", "tmp"):
-        (run_dir / name).mkdir()
+    await asyncio.to_thread(run_folder.remove_dead)
+    run_dir = run_folder.create()
     reporter = Reporter()
     running = Running(options, overrides, pair, config, run_dir, reporter)
     status = 1
@@ -49,11 +45,8 @@ async def _serve(options: Options, stop: asyncio.Event) -> int:
     finally:
         await running.stop(hurry)
         reporter.close()
-        if status == 0:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        else:
-            for name in ("config", "fleet", "ready", "tmp"):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
+        run_folder.remove(run_dir, keep_logs=status != 0)
+        if status != 0:
             print(f"logs are kept in {run_dir / 'logs'}", flush=True)
     return status
 

@@ -1,8 +1,9 @@
 """What one `up` has running: started in order, planned five times a second, told, and stopped in order.
 
 Loops, each owned by one Tasks: the file's edits (taking.py); the plan (at every change of a process, and five times a
-second); the router's view of the fleet; the configuration kept in Redis; logs kept short; the reaper kept alive. Stop
-order: loops, router (it drains), workers, Redis; within 30 s in all, at once after a second signal.
+second); the router's view of the fleet; the configuration kept in Redis; the run's folder kept ours and its logs
+short; the reaper kept alive. Stop order: loops, router (it drains), workers, Redis; within 30 s in all, at once after
+a second signal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from random import Random
 from typing import Final
 
 from streamserve.cli.errors import Refused
-from streamserve.cli.up import commands, edits, engine_check, ports, preflight, watch
+from streamserve.cli.up import commands, edits, engine_check, ports, preflight, run_folder, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
@@ -148,7 +149,7 @@ class Running:
             ("edits", taker.follow(content)),
             ("fleet", self._view.follow()),
             ("config", self._push.keep()),
-            ("logs", self._keep_logs_short()),
+            ("folder", self._keep_folder()),
         ):
             self._tasks.spawn(name, loop)
         await _first_of(stop, self._tasks.failed, self._refused)
@@ -266,9 +267,10 @@ class Running:
             write_atomic(self._site.fleet_file, text)
             self._fleet_text = text
 
-    async def _keep_logs_short(self) -> None:
+    async def _keep_folder(self) -> None:
         while True:
             await asyncio.sleep(_ROTATE_SECONDS)
+            run_folder.touch(self._run_dir)
             for log in (self._run_dir / "logs").glob("*.log"):
                 rotate(log)
 
