@@ -1,0 +1,284 @@
+"""The conditions of a StreamPair: what each says, decided from one step, and when its time changes.
+
+    Available             True: at least one lane takes traffic
+    Ready                 True: every wanted lane of the current revision does, whole; the one to wait for
+    Progressing           True: something is under way; False: nothing is left to do, or it cannot go on (reason)
+    PrefillReady          True: every wanted prefill pod of the current revision is ready
+    DecodeReady           the same for decode
+    ConfigApplied         True: every serving process has echoed this generation's configuration
+    Degraded              True: somebody has to look; the message says at what
+    SpeculationEffective  True: drafting is under way; False: it is off or has fallen back; Unknown: no word yet
+
+Each is a function from the facts to (status, reason, message). `transitions` compares with what is stored: a time
+changes with its status only, and an event is worth telling when status or reason did. Messages are cut to a length
+that a terminal can show; the first cause is at their front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from streamserve.contract.lanes import FAILURES_LIMIT
+from streamserve.contract.streampair import DepthPolicy, Method
+from streamserve.operator import naming
+from streamserve.operator.desired import Desired
+from streamserve.operator.diff import Step
+from streamserve.operator.observe import Observed, Pod
+
+MAX_MESSAGE_LENGTH: Final = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """As in the status; `since` is RFC 3339 and empty until `transitions` fills it in."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+    generation: int = 0
+    since: str = ""
+
+    def to_status(self) -> dict[str, Any]:
+        return {
+            "type": self.type,
+            "status": self.status,
+            "observedGeneration": self.generation,
+            "lastTransitionTime": self.since,
+            "reason": self.reason,
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that conditions look at."""
+
+    desired: Desired
+    observed: Observed
+    step: Step
+
+    @property
+    def current(self) -> tuple[Pod, ...]:
+        """Pods that belong to the wanted lanes in the wanted revision."""
+        wanted = self.desired.wanted
+        return tuple(
+            pod
+            for pod in self.observed.pods
+            if pod.revision == wanted.revision and pod.lane < wanted.lanes and pod.slot in wanted.slots
+        )
+
+    def ready(self, role: str) -> int:
+        return sum(pod.serves for pod in self.current if pod.slot.role == role)
+
+    def total(self, role: str) -> int:
+        return self.desired.wanted.lanes * self.desired.replicas.of(role)
+
+    @property
+    def ready_lanes(self) -> int:
+        return sum(lane.ready for lane in self.step.rollout.lanes)
+
+    @property
+    def applied(self) -> tuple[int, int]:
+        """(how many have, of how many): the processes that serve now, workers and routers."""
+        wanted = self.desired.config.id.order
+        names = serving(self.observed)
+        echoes = [self.observed.echoes.get(name) for name in names]
+        return sum(echo is not None and (echo.generation, echo.step) >= wanted for echo in echoes), len(names)
+
+
+def conditions(facts: Facts) -> tuple[Condition, ...]:
+    """All of them, in their order."""
+    degraded = _degraded(facts)
+    found = (
+        _available(facts),
+        _ready(facts, degraded),
+        _progressing(facts),
+        _role(facts, "prefill"),
+        _role(facts, "decode"),
+        _config_applied(facts),
+        degraded,
+        _speculation(facts),
+    )
+    generation = facts.desired.pair.metadata.generation
+    return tuple(replace(condition, generation=generation, message=_cut(condition.message)) for condition in found)
+
+
+def refused(message: str, generation: int) -> tuple[Condition, ...]:
+    """Of a spec that cannot be acted on: what runs is left as it is, and nothing is said about it."""
+    return tuple(
+        Condition(kind, status, "InvalidSpec", _cut(message), generation)
+        for kind, status in (("Ready", "False"), ("Progressing", "False"), ("Degraded", "True"))
+    )
+
+
+def serving(observed: Observed) -> list[str]:
+    """The processes whose echo counts: workers that are up and stay, and every router that has answered."""
+    workers = [pod.name for pod in observed.pods if pod.container_ready and not pod.leaving]
+    known = {pod.name for pod in observed.pods}
+    return workers + sorted(name for name in observed.echoes if name not in known)
+
+
+def transitions(
+    stored: Iterable[Mapping[str, Any]], found: Sequence[Condition], now: float
+) -> tuple[tuple[Condition, ...], tuple[Condition, ...]]:
+    """(conditions to store, those that are worth an event). Stored ones that were not decided anew are kept."""
+    before = {str(condition["type"]): condition for condition in stored}
+    time = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    after: list[Condition] = []
+    told: list[Condition] = []
+    for condition in found:
+        old = before.pop(condition.type, None)
+        kept = old is not None and old.get("status") == condition.status
+        after.append(replace(condition, since=str(old["lastTransitionTime"]) if old is not None and kept else time))
+        if not kept or old is None or old.get("reason") != condition.reason:
+            told.append(after[-1])
+    rest = [
+        Condition(
+            type=kind,
+            status=str(old.get("status", "Unknown")),
+            reason=str(old.get("reason", "")),
+            message=str(old.get("message", "")),
+            generation=int(old.get("observedGeneration", 0)),
+            since=str(old.get("lastTransitionTime", "")),
+        )
+        for kind, old in before.items()
+    ]
+    return (*after, *rest), tuple(told)
+
+
+def _available(facts: Facts) -> Condition:
+    wanted = facts.desired.wanted.lanes
+    message = f"{facts.ready_lanes} of {wanted} lanes take traffic"
+    if facts.ready_lanes:
+        return Condition("Available", "True", "LanesReady", message)
+    return Condition("Available", "False", "ScaledToZero" if wanted == 0 else "NoLaneReady", message)
+
+
+def _ready(facts: Facts, degraded: Condition) -> Condition:
+    parts = [f"{facts.ready(role)} of {facts.total(role)} {role} pods" for role in naming.ROLES]
+    message = f"{' and '.join(parts)} of revision {facts.desired.wanted.revision} are ready"
+    whole = all(facts.ready(role) == facts.total(role) for role in naming.ROLES)
+    if whole and len(facts.observed.pods) == len(facts.current):
+        return Condition("Ready", "True", "LanesReady", message)
+    if degraded.status == "True":
+        return Condition("Ready", "False", degraded.reason, f"{degraded.message}; {message}")
+    return Condition("Ready", "False", "LanesNotReady" if not whole else "LanesLeaving", message)
+
+
+def _progressing(facts: Facts) -> Condition:
+    now = facts.step.rollout
+    if facts.desired.pair.spec.paused:
+        return Condition("Progressing", "False", "Paused", "spec.paused is true: nothing is written but this status")
+    if now.halted:
+        return Condition("Progressing", "False", "RolloutHalted", f"{now.halted}; undo the change or mend it")
+    if now.needs_surge:
+        return Condition(
+            "Progressing",
+            "False",
+            "NeedsSurge",
+            "the only lane would have to stop: set spec.update.maxSurge to 1, or maxUnavailable to accept the gap",
+        )
+    if facts.step.leftover:
+        return Condition(
+            "Progressing", "True", "LeftoverObjects", f"waits until {_listed(facts.step.leftover)} is gone"
+        )
+    if now.done:
+        return Condition("Progressing", "False", "Complete", "every lane is as wanted")
+    outdated = sum(lane.revision != facts.desired.wanted.revision for lane in now.lanes)
+    if outdated:
+        return Condition("Progressing", "True", "RolloutUnderWay", f"{outdated} lanes are of another revision")
+    return Condition("Progressing", "True", "LanesStarting", f"{facts.ready_lanes} lanes take traffic")
+
+
+def _role(facts: Facts, role: str) -> Condition:
+    kind, ready, total = f"{role.capitalize()}Ready", facts.ready(role), facts.total(role)
+    message = f"{ready} of {total} pods are ready"
+    notes = [note for note in facts.desired.replicas.notes if note.startswith(role)]
+    message = "; ".join((message, *notes))
+    if ready < total:
+        return Condition(kind, "False", "PodsNotReady", message)
+    return Condition(kind, "True", "ReplicasClamped" if notes else "PodsReady", message)
+
+
+def _config_applied(facts: Facts) -> Condition:
+    applied, of = facts.applied
+    generation = facts.desired.config.id.generation
+    message = f"{applied} of {of} have applied generation {generation}"
+    refusing = [
+        f"{name}: {echo.error}"
+        for name in serving(facts.observed)
+        if (echo := facts.observed.echoes.get(name)) is not None and echo.error
+    ]
+    if of and applied == of:
+        return Condition("ConfigApplied", "True", "Applied", message)
+    if refusing:
+        return Condition("ConfigApplied", "False", "ConfigRefused", f"{'; '.join(refusing)}; {message}")
+    return Condition("ConfigApplied", "False", "Applying" if of else "NobodyServes", message)
+
+
+def _degraded(facts: Facts) -> Condition:
+    """The first cause that somebody has to see to: what blocks us, what cannot start, what keeps dying."""
+    if facts.step.refused:
+        message = f"{_listed(facts.step.refused)} exists and is not ours: delete or rename it"
+        return Condition("Degraded", "True", "ForeignObject", message)
+    staying = [pod for pod in facts.observed.pods if not pod.leaving]
+    for reason, said in _CAUSES.items():
+        for pod in staying:
+            if cause := said(pod):
+                return Condition("Degraded", "True", reason, f"pod {pod.name}: {cause}")
+    if facts.step.rollout.halted:
+        return Condition("Degraded", "True", "RolloutHalted", facts.step.rollout.halted)
+    return Condition("Degraded", "False", "AsExpected")
+
+
+def _image(pod: Pod) -> str:
+    return pod.stuck if "Image" in pod.stuck.partition(":")[0] else ""
+
+
+def _cannot_start(pod: Pod) -> str:
+    return pod.stuck
+
+
+def _crashes(pod: Pod) -> str:
+    if pod.restarts < FAILURES_LIMIT or pod.ready:
+        return ""
+    return f"restarted {pod.restarts} times; its last words: {pod.last_words or 'none'}"
+
+
+def _unschedulable(pod: Pod) -> str:
+    return pod.unschedulable
+
+
+_CAUSES: Final[dict[str, Callable[[Pod], str]]] = {
+    "ImagePullFailed": _image,
+    "ContainerCannotStart": _cannot_start,
+    "CrashLoop": _crashes,
+    "Unschedulable": _unschedulable,
+}
+
+
+def _speculation(facts: Facts) -> Condition:
+    spec = facts.desired.pair.spec.speculation
+    kind = "SpeculationEffective"
+    if spec.method is Method.NONE or spec.policy is DepthPolicy.OFF:
+        return Condition(kind, "False", "SpeculationOff", "spec.speculation has no method, or policy Off")
+    decodes = [pod for pod in facts.observed.pods if pod.slot.role == "decode" and pod.container_ready]
+    echoes = [(pod.name, facts.observed.echoes[pod.name]) for pod in decodes if pod.name in facts.observed.echoes]
+    fallen = [name for name, echo in echoes if echo.speculation_fallback]
+    if fallen:
+        return Condition(kind, "False", "FallenBack", f"{', '.join(fallen)} went back to plain decoding")
+    if not echoes:
+        return Condition(kind, "Unknown", "NoSignals", "no decode worker has reported")
+    return Condition(kind, "True", "Drafting", f"{len(echoes)} decode workers draft")
+
+
+def _listed(keys: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{kind} {name}" for kind, name in keys)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 1] + "…"

@@ -1,0 +1,65 @@
+"""One reconcile of one StreamPair, decided: the object and the observed children in, everything to do about them out.
+
+    accept → desired → diff → conditions → status
+
+Pure: the edge gathers, calls `decide`, and carries the decision out. A spec that is refused, a pair that is paused and
+one that is being deleted lead to no action at all; the first two are told in the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamserve.contract.runtime_config import RuntimeConfig
+from streamserve.operator import conditions, status
+from streamserve.operator.accept import Refused, accept
+from streamserve.operator.actions import Action
+from streamserve.operator.conditions import Condition, Facts
+from streamserve.operator.desired import desired
+from streamserve.operator.diff import diff
+from streamserve.operator.observe import Observed
+from streamserve.operator.site import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """`status` is None where the stored one is right. `config` is what Redis shall hold, None to leave it alone.
+
+    `events` are the conditions that changed. `scalers`: the status of each StreamPairScaler by (kind, name).
+    """
+
+    actions: tuple[Action, ...] = ()
+    status: dict[str, Any] | None = None
+    events: tuple[Condition, ...] = ()
+    config: RuntimeConfig | None = None
+    scalers: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+
+def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) -> Decision:
+    """`body` is the StreamPair as the API server has it; `now` in seconds since the epoch. Never raises."""
+    metadata, stored = body["metadata"], dict(body.get("status") or {})
+    if metadata.get("deletionTimestamp"):
+        return Decision()
+    pair = accept(body)
+    if isinstance(pair, Refused):
+        generation = int(metadata.get("generation", 0))
+        found = conditions.refused(pair.message, generation)
+        after, events = conditions.transitions(stored.get("conditions", ()), found, now)
+        return Decision(status=_if_changed(stored, status.refused(stored, generation, after)), events=events)
+    wanted = desired(pair, site, observed)
+    step = diff(wanted, observed, now)
+    facts = Facts(wanted, observed, step)
+    after, events = conditions.transitions(stored.get("conditions", ()), conditions.conditions(facts), now)
+    return Decision(
+        actions=() if pair.spec.paused else step.actions,
+        status=_if_changed(stored, status.status(facts, after)),
+        events=events,
+        config=None if pair.spec.paused else wanted.config,
+        scalers=status.scaler_statuses(wanted),
+    )
+
+
+def _if_changed(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any] | None:
+    return None if stored == found else found

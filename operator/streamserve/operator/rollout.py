@@ -1,0 +1,212 @@
+"""Which pods to make, to drain and to delete now: the contract's planner of lanes, read from and written to pods.
+
+    planned         what is done to the pods of the lane
+    StartLane       pods for all its places
+    RetireLane      the drain mark on every pod, with the reason that says that the whole lane goes
+    StartWorker     a pod for a place that has none: a replica more, or a pod that somebody deleted
+    RetireWorker    the drain mark on one pod
+
+    marked pod      drained, not running, or past its time → deleted with STOP_SECONDS of grace
+                    (a lane's pods go together, when the last of them has finished)
+    failed pod      deleted: a pod that was evicted keeps its name until somebody does
+    stuck pod       still there STUCK_SECONDS after its own deadline: its node is gone, deleted without grace
+
+The mark is the memory: a plan that stopped halfway is taken up from the marks, and a marked pod is never taken back,
+for a worker that drains refuses work for ever. As long as no lane of a new revision has served, one lane at a time
+tries it, whatever maxUnavailable permits: a bad revision costs one lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from streamserve.contract import lanes as planner
+from streamserve.contract import launch
+from streamserve.contract.lanes import FAILURES_LIMIT, LaneNow, RetireLane, RetireWorker, Slot, StartLane
+from streamserve.operator import naming
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason
+from streamserve.operator.builders import worker_pods
+from streamserve.operator.desired import Desired
+from streamserve.operator.observe import READY, Observed, Owner, Pod
+
+STUCK_SECONDS: Final = 60.0
+MIXED: Final = "mixed"
+_OF_THE_LANE: Final = frozenset({Reason.REVISION_CHANGED, Reason.SCALED_DOWN})
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """`halted` and `needs_surge` say why it does not go on although something is left to do."""
+
+    actions: tuple[Action, ...]
+    lanes: tuple[LaneNow, ...]
+    halted: str = ""
+    needs_surge: bool = False
+    done: bool = False
+
+
+def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
+    """The next step. `now` is in seconds since the epoch."""
+    lanes = lanes_of(observed.pods, desired, now)
+    plan = planner.plan(desired.wanted, lanes)
+    halted = plan.halted and _with_pod(plan.halted, observed.pods, desired)
+    chosen = one_trial(plan.actions, desired, lanes)
+    by_lane: dict[int, list[Pod]] = {}
+    for pod in observed.pods:
+        by_lane.setdefault(pod.lane, []).append(pod)
+    actions: list[Action] = []
+    actions += _drains(chosen, by_lane, desired, now)
+    actions += _deletions(by_lane, observed, desired, now)
+    actions += _creations(chosen, by_lane, observed, desired)
+    needs_surge = (
+        desired.reluctant
+        and desired.wanted.max_unavailable + desired.wanted.max_surge == 0
+        and any(lane.ready and lane.revision != desired.wanted.revision and not lane.retiring for lane in lanes)
+    )
+    return Rollout(tuple(actions), lanes, halted, needs_surge, plan.done and not actions)
+
+
+def lanes_of(pods: Iterable[Pod], desired: Desired, now: float) -> tuple[LaneNow, ...]:
+    """What the planner is told. A lane takes traffic when one pod of each role does."""
+    by_lane: dict[int, list[Pod]] = {}
+    for pod in pods:
+        by_lane.setdefault(pod.lane, []).append(pod)
+    return tuple(_lane(index, found, now) for index, found in sorted(by_lane.items()))
+
+
+def _lane(index: int, pods: list[Pod], now: float) -> LaneNow:
+    revisions = {pod.revision for pod in pods}
+    ready = {pod.slot.role for pod in pods if pod.serves} == set(naming.ROLES)
+    was_ready = any(pod.gate is not None for pod in pods)
+    # The condition Ready of a pod that never served turned false with the pod, that of the others with the fence.
+    waiting = [pod for pod in pods if not pod.ready] or pods
+    since = max(pod.unready_since_seconds if was_ready else pod.created_seconds for pod in waiting)
+    stuck = any(pod.stuck for pod in pods)
+    return LaneNow(
+        index=index,
+        revision=revisions.pop() if len(revisions) == 1 else MIXED,
+        slots=frozenset(pod.slot for pod in pods),
+        ready=ready,
+        was_ready=was_ready,
+        retiring=any(pod.drain in _OF_THE_LANE for pod in pods),
+        failures=FAILURES_LIMIT if stuck else max(pod.restarts for pod in pods),
+        unready_seconds=0.0 if ready else max(0.0, now - since),
+        last_words=_worst(pods)[1],
+    )
+
+
+def _worst(pods: Iterable[Pod]) -> tuple[str, str]:
+    """The pod that fails most, and what it said."""
+    found = max(pods, key=lambda pod: (bool(pod.stuck), pod.restarts, bool(pod.last_words), pod.name))
+    return found.name, found.stuck or found.last_words
+
+
+def _with_pod(halted: str, pods: Iterable[Pod], desired: Desired) -> str:
+    """Name the pod: the lane is not what somebody can look at with kubectl."""
+    failing = [pod for pod in pods if pod.revision == desired.wanted.revision and (pod.restarts or pod.stuck)]
+    return f"pod {_worst(failing)[0]}: {halted}" if failing else halted
+
+
+def one_trial(
+    actions: tuple[planner.Action, ...], desired: Desired, lanes: tuple[LaneNow, ...]
+) -> tuple[planner.Action, ...]:
+    """These actions, at most one of them a lane's first with a revision that has not served anywhere."""
+    wanted = desired.wanted.revision
+    outdated = any(lane.revision != wanted and not lane.lost for lane in lanes)
+    proven = any(lane.revision == wanted and lane.was_ready for lane in lanes)
+    if proven or not outdated:
+        return actions
+    trials = sum(lane.revision == wanted or lane.retiring for lane in lanes)
+    chosen: list[planner.Action] = []
+    for action in actions:
+        replaces = isinstance(action, RetireLane) and action.reason is planner.Reason.REVISION_CHANGED
+        if replaces or isinstance(action, StartLane):
+            if trials:
+                continue
+            trials += 1
+        chosen.append(action)
+    return tuple(chosen)
+
+
+def _drains(
+    actions: tuple[planner.Action, ...], by_lane: dict[int, list[Pod]], desired: Desired, now: float
+) -> list[Action]:
+    """New marks, and those that a crash left out: a lane of which one pod is marked is marked whole."""
+    marks: dict[str, tuple[Pod, Reason]] = {}
+    for action in actions:
+        for pod in by_lane.get(action.index if isinstance(action, RetireLane) else -1, ()):
+            marks[pod.name] = (pod, Reason(action.reason.value))
+        if isinstance(action, RetireWorker):
+            for pod in by_lane.get(action.lane, ()):
+                if pod.slot == action.slot:
+                    marks[pod.name] = (pod, Reason(action.reason.value))
+    for pods in by_lane.values():
+        if reason := next((pod.drain for pod in pods if pod.drain in _OF_THE_LANE), ""):
+            marks |= {pod.name: (pod, Reason(reason)) for pod in pods}
+    since = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    seconds = desired.pair.spec.update.drain_seconds
+    return [
+        Drain(pod.name, pod.uid, reason, since, seconds)
+        for _, (pod, reason) in sorted(marks.items())
+        if not pod.leaving
+    ]
+
+
+def _deletions(by_lane: dict[int, list[Pod]], observed: Observed, desired: Desired, now: float) -> list[Action]:
+    found: list[Action] = []
+    for _, pods in sorted(by_lane.items()):
+        retiring = any(pod.drain in _OF_THE_LANE for pod in pods)
+        finished = {pod.name: _finished(pod, observed, desired, now) for pod in pods}
+        for pod in pods:
+            if pod.deletion_seconds is not None:
+                if now > pod.deletion_seconds + STUCK_SECONDS:
+                    found.append(Delete("Pod", pod.name, pod.uid, Reason.STUCK_TERMINATING, grace_seconds=0))
+            elif pod.phase in ("Failed", "Succeeded"):
+                found.append(Delete("Pod", pod.name, pod.uid, Reason.POD_FAILED, pod.last_words))
+            elif pod.drain:
+                waits_for = pods if retiring else [pod]
+                reason = finished[pod.name]
+                if reason is not None and all(finished[other.name] is not None for other in waits_for):
+                    found.append(
+                        Delete("Pod", pod.name, pod.uid, reason, pod.drain, grace_seconds=worker_pods.STOP_SECONDS)
+                    )
+    return found
+
+
+def _finished(pod: Pod, observed: Observed, desired: Desired, now: float) -> Reason | None:
+    """Why a pod that was asked to leave may be stopped; None while it works."""
+    if pod.deletion_seconds is not None or not pod.running or _never_served(pod, observed):
+        return Reason.NOT_RUNNING
+    if not pod.drain:
+        return None
+    if pod.uid in observed.drained:
+        return Reason.DRAINED
+    if now - pod.drain_since_seconds >= desired.pair.spec.update.drain_seconds:
+        return Reason.DRAIN_TIMEOUT
+    return None
+
+
+def _never_served(pod: Pod, observed: Observed) -> bool:
+    report = (observed.lanes or {}).get(launch.lane_name(pod.lane))
+    return pod.gate is None and not pod.container_ready and (report is None or report.state != READY)
+
+
+def _creations(
+    actions: tuple[planner.Action, ...], by_lane: dict[int, list[Pod]], observed: Observed, desired: Desired
+) -> list[Action]:
+    """A place is filled only when its name is free; the planner counts a pod that is going as present."""
+    places: list[tuple[int, Slot, Reason]] = []
+    for action in actions:
+        if isinstance(action, StartLane):
+            places += [(action.index, slot, Reason.MISSING) for slot in sorted(desired.wanted.slots)]
+        elif isinstance(action, planner.StartWorker):
+            places.append((action.lane, action.slot, Reason.MISSING))
+    made = [(desired.pod(lane, slot), lane, reason) for lane, slot, reason in places]
+    return [
+        Apply(manifest, reason, f"lane-{lane}")
+        for manifest, lane, reason in made
+        if observed.others.get(naming.key_of(manifest)) not in (Owner.FOREIGN, Owner.LEFTOVER)
+    ]

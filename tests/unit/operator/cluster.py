@@ -1,0 +1,238 @@
+"""A cluster in a dictionary: it takes the operator's actions, and kubelets and routers that behave, crash or stall.
+
+Server-side apply replaces what was applied before and keeps what others wrote; a pod's spec is immutable but for its
+image, and a delete with another uid fails, as on the real API server. Nothing happens by itself: `tick` lets one
+second of the world pass, and `random` decides how far each pod gets in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+from streamserve.operator import naming
+from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
+from streamserve.operator.decide import Decision, decide
+from streamserve.operator.observe import Echo, LaneReport, Observed, Pod, observe
+from streamserve.operator.site import Site
+
+Body = dict[str, Any]
+Key = tuple[str, str]
+BAD_IMAGE = "registry.example/bad:1"
+LAST_LINE = "error: unrecognized arguments: --no-such-flag"
+
+
+def stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Cluster:
+    def __init__(self, body: Body, site: Site, *, seed: int = 0, lazy: bool = False) -> None:
+        self.body, self.site = copy.deepcopy(body), site
+        self.objects: dict[Key, dict[str, Any]] = {}
+        self.drained: set[str] = set()
+        self.now = 1_800_000_000.0
+        self.random, self.lazy = Random(seed), lazy
+        self.reports: dict[str, LaneReport] | None = {}
+        self.checks: list[Callable[[Cluster, Action], None]] = []
+        self._uids = 0
+
+    # -- the operator's side -------------------------------------------------------------------------------------
+
+    def observe(self) -> Observed:
+        metadata = self.body["metadata"]
+        echoes = {pod.name: Echo(metadata["generation"]) for pod in self.pods if pod.container_ready}
+        return observe(
+            metadata["name"],
+            metadata["uid"],
+            self.objects.values(),
+            lanes=self.reports,
+            echoes={**echoes, "router-1": Echo(metadata["generation"])},
+            drained=frozenset(self.drained),
+        )
+
+    def decide(self) -> Decision:
+        return decide(self.body, self.site, self.observe(), self.now)
+
+    def reconcile(self, *, crash_after: int | None = None) -> int:
+        """Decide and carry out, at most `crash_after` writes of it. Returns how many were made."""
+        decision = self.decide()
+        for action in decision.actions[:crash_after]:
+            before = copy.deepcopy(self.objects.get((action.kind, action.name)))
+            self.carry_out(action)
+            for check in self.checks:
+                check(self, action)
+            assert self.objects.get((action.kind, action.name)) != before, f"{action} changed nothing"
+        if crash_after is None and decision.status is not None:
+            self.body["status"] = decision.status
+        return len(decision.actions[:crash_after])
+
+    def carry_out(self, action: Action) -> None:
+        match action:
+            case Apply(manifest=manifest, seed=seed):
+                self._apply(manifest, seed)
+            case Drain():
+                live = self._of_uid(action.kind, action.name, action.uid)
+                notes = live["metadata"].setdefault("annotations", {})
+                notes |= {naming.DRAIN: action.reason.value, naming.DRAIN_SINCE: action.since}
+            case SetGate():
+                live = self._of_uid(action.kind, action.name, action.uid)
+                self._condition(live, naming.LANE_READY, action.ready)
+                self._ready(live)
+            case Delete():
+                self.delete(action.kind, action.name, action.uid, action.grace_seconds)
+
+    def _apply(self, manifest: dict[str, Any], seed: dict[str, Any] | None) -> None:
+        key, made = naming.key_of(manifest), copy.deepcopy(manifest)
+        old = self.objects.get(key)
+        if old is None:
+            self._uids += 1
+            made["metadata"] |= {"uid": f"uid-{self._uids}", "creationTimestamp": stamp(self.now)}
+            for field, value in (seed or {}).items():
+                made[field] = {**value, **made.get(field, {})}
+            if key[0] == "Pod":
+                made["status"] = {"phase": "Pending", "conditions": [], "containerStatuses": []}
+            self.objects[key] = made
+            return
+        if key[0] == "Pod":
+            assert without_image(made["spec"]) == without_image(old["spec"]), f"the spec of {key[1]} is immutable"
+        notes = {**old["metadata"].get("annotations", {}), **made["metadata"].get("annotations", {})}
+        kept = {field: old["metadata"][field] for field in ("uid", "creationTimestamp")}
+        made["metadata"] |= kept | ({"annotations": notes} if notes else {})
+        if "replicas" in old.get("spec", {}) and key[0] == "StreamPairScaler":
+            made["spec"]["replicas"] = old["spec"]["replicas"]
+        self.objects[key] = {**old, **made}
+
+    def delete(self, kind: str, name: str, uid: str = "", grace_seconds: int | None = None) -> None:
+        live = self._of_uid(kind, name, uid) if uid else self.objects[kind, name]
+        if kind != "Pod" or grace_seconds == 0:
+            del self.objects[kind, name]
+            return
+        grace = live["spec"]["terminationGracePeriodSeconds"] if grace_seconds is None else grace_seconds
+        live["metadata"]["deletionTimestamp"] = stamp(self.now + grace)
+        self._ready(live)
+
+    def _of_uid(self, kind: str, name: str, uid: str) -> dict[str, Any]:
+        live = self.objects[kind, name]
+        assert live["metadata"]["uid"] == uid, f"{kind} {name} is another object by now"
+        return live
+
+    # -- the world's side ----------------------------------------------------------------------------------------
+
+    def edit(self, body: Body) -> None:
+        """The user's apply: a new spec is a new generation, the status stays."""
+        self.body = {**copy.deepcopy(body), "status": self.body.get("status")}
+
+    def tick(self, seconds: float = 1.0) -> bool:
+        """True when something moved."""
+        self.now += seconds
+        before = self._state()
+        for key, live in list(self.objects.items()):
+            if key[0] == "Pod" and "ownerReferences" in live["metadata"] and self._moves():
+                self._kubelet(key, live)
+        self._router()
+        return self._state() != before
+
+    def _state(self) -> object:
+        statuses = {key: copy.deepcopy(live["status"]) for key, live in self.objects.items() if "status" in live}
+        return statuses, set(self.drained), self.reports
+
+    def _moves(self) -> bool:
+        return not self.lazy or self.random.random() < 0.5
+
+    def _kubelet(self, key: Key, live: dict[str, Any]) -> None:
+        metadata, status = live["metadata"], live["status"]
+        if "deletionTimestamp" in metadata:
+            del self.objects[key]
+            return
+        if naming.DRAIN in metadata.get("annotations", {}):
+            self.drained.add(metadata["uid"])
+        container = next(iter(status["containerStatuses"]), None)
+        if container is None:
+            container = {"name": "worker", "ready": False, "restartCount": 0, "state": {"running": {}}}
+            status |= {"phase": "Running", "containerStatuses": [container]}
+        elif live["spec"]["containers"][0]["image"] == BAD_IMAGE:
+            if container["restartCount"] < 5:
+                container["restartCount"] += 1
+            dead = {"exitCode": 2, "message": f"starting\n{LAST_LINE}\n"}
+            container |= {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": dead}}
+        else:
+            container["ready"] = True
+        self._ready(live)
+
+    def _router(self) -> None:
+        if self.reports is None:
+            return
+        self.reports = {}
+        for lane in {pod.lane for pod in self.pods}:
+            up = [pod for pod in self.pods if pod.lane == lane and pod.container_ready and not pod.leaving]
+            roles = {pod.slot.role for pod in up}
+            state = "READY" if roles == set(naming.ROLES) else "FENCED"
+            self.reports[f"lane-{lane}"] = LaneReport(state, "" if state == "READY" else "a worker is away")
+
+    def _condition(self, live: dict[str, Any], kind: str, value: bool) -> None:
+        conditions = {each["type"]: each for each in live["status"]["conditions"]}
+        status = "True" if value else "False"
+        if conditions.get(kind, {}).get("status") != status:
+            conditions[kind] = {"type": kind, "status": status, "lastTransitionTime": stamp(self.now)}
+        live["status"]["conditions"] = list(conditions.values())
+
+    def _ready(self, live: dict[str, Any]) -> None:
+        status = live["status"]
+        gate = any(c["type"] == naming.LANE_READY and c["status"] == "True" for c in status["conditions"])
+        up = any(container["ready"] for container in status["containerStatuses"])
+        self._condition(live, "Ready", gate and up and "deletionTimestamp" not in live["metadata"])
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    @property
+    def pods(self) -> tuple[Pod, ...]:
+        metadata = self.body["metadata"]
+        return observe(metadata["name"], metadata["uid"], self.objects.values()).pods
+
+    @property
+    def serving(self) -> set[int]:
+        """Lanes that take traffic."""
+        roles: dict[int, set[str]] = {}
+        for pod in self.pods:
+            if pod.serves:
+                roles.setdefault(pod.lane, set()).add(pod.slot.role)
+        return {lane for lane, found in roles.items() if found == set(naming.ROLES)}
+
+    def settle(self, limit: int = 200) -> None:
+        """Until neither the operator nor the world has anything left to do."""
+        for _ in range(limit):
+            if self.reconcile() + self.tick() == 0 and not self.lazy:
+                return
+            self.lazy = self.lazy and self.random.random() < 0.9
+        raise AssertionError(f"no fixpoint after {limit} rounds: {self.decide().actions}")
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(c for c in self.body["status"]["conditions"] if c["type"] == kind)
+        return found
+
+    def picture(self) -> dict[Key, Any]:
+        """What there is, without what differs between two clusters that are the same."""
+        return {key: plain(live) for key, live in sorted(self.objects.items())}
+
+
+def plain(live: dict[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy({field: value for field, value in live.items() if field != "status"})
+    for field in ("uid", "creationTimestamp"):
+        found["metadata"].pop(field, None)
+    if live["kind"] == "Pod":
+        # Hot: a pod keeps the drain time that it was started with.
+        found["spec"].pop("terminationGracePeriodSeconds")
+        args = found["spec"]["containers"][0]["args"]
+        args[args.index("--drain-seconds") + 1] = "any"
+    return found
+
+
+def without_image(spec: dict[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy(spec)
+    for container in found["containers"]:
+        container.pop("image")
+    return found

@@ -1,0 +1,202 @@
+"""What each condition says about a cluster in a given state, and when a transition is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from streamserve.operator.conditions import MAX_MESSAGE_LENGTH, Condition, transitions
+from streamserve.operator.decide import decide
+from streamserve.operator.observe import Echo, Observed, Pod
+from streamserve.operator.site import Site
+
+from .cluster import Cluster
+
+MakeBody = Callable[..., dict[str, Any]]
+Change = Callable[[Observed], Observed]
+
+
+def pods(change: Callable[[Pod], Pod]) -> Change:
+    """The same change on the first pod, a decode pod of lane-0."""
+    return lambda seen: replace(seen, pods=(change(seen.pods[0]), *seen.pods[1:]))
+
+
+def echoes(**changes: Echo) -> Change:
+    def change(seen: Observed) -> Observed:
+        names = {"first": seen.pods[0].name, "router": "router-1"}
+        return replace(seen, echoes={**seen.echoes, **{names[who]: echo for who, echo in changes.items()}})
+
+    return change
+
+
+CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]] = {
+    "all is well": (
+        {},
+        lambda seen: seen,
+        {
+            "Available": ("True", "LanesReady", "2 of 2 lanes take traffic"),
+            "Ready": ("True", "LanesReady", "2 of 2 prefill pods and 2 of 2 decode pods"),
+            "PrefillReady": ("True", "PodsReady", "2 of 2"),
+            "ConfigApplied": ("True", "Applied", "5 of 5 have applied generation 3"),
+            "Degraded": ("False", "AsExpected", ""),
+            "SpeculationEffective": ("False", "SpeculationOff", ""),
+        },
+    ),
+    "one worker has not applied the configuration yet": (
+        {},
+        echoes(first=Echo(2)),
+        {"ConfigApplied": ("False", "Applying", "4 of 5 have applied generation 3")},
+    ),
+    "one worker refuses the configuration and says why": (
+        {},
+        echoes(first=Echo(2, error="max_depth 9 is above the engine's 6")),
+        {"ConfigApplied": ("False", "ConfigRefused", "max_depth 9 is above the engine's 6")},
+    ),
+    "a router has not applied it yet": (
+        {},
+        echoes(router=Echo(2)),
+        {"ConfigApplied": ("False", "Applying", "4 of 5")},
+    ),
+    "a lane is fenced": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate=False)),
+        {
+            "Available": ("True", "LanesReady", "1 of 2 lanes take traffic"),
+            "Ready": ("False", "LanesNotReady", "1 of 2 decode pods"),
+            "DecodeReady": ("False", "PodsNotReady", "1 of 2"),
+            "PrefillReady": ("True", "PodsReady", "2 of 2"),
+        },
+    ),
+    "an image can not be pulled": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate=None, stuck="ImagePullBackOff: no such tag")),
+        {
+            "Degraded": ("True", "ImagePullFailed", "-decode-0-0-"),
+            "Ready": ("False", "ImagePullFailed", "no such tag"),
+        },
+    ),
+    "a Secret is missing": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, stuck='CreateContainerConfigError: secret "hf" not found')),
+        {"Degraded": ("True", "ContainerCannotStart", 'secret "hf" not found')},
+    ),
+    "no GPU is free": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, unschedulable="0/2 nodes: Insufficient nvidia.com/gpu")),
+        {"Degraded": ("True", "Unschedulable", "Insufficient nvidia.com/gpu")},
+    ),
+    "a worker that served keeps dying": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, restarts=7, last_words="out of memory")),
+        {"Degraded": ("True", "CrashLoop", "restarted 7 times; its last words: out of memory")},
+    ),
+    "a worker that died once is no reason to wake anybody": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, restarts=1, last_words="out of memory")),
+        {"Degraded": ("False", "AsExpected", "")},
+    ),
+    "speculation is under way": (
+        {"speculation": {"method": "Ngram"}},
+        lambda seen: seen,
+        {"SpeculationEffective": ("True", "Drafting", "2 decode workers draft")},
+    ),
+    "speculation has fallen back": (
+        {"speculation": {"method": "Ngram"}},
+        echoes(first=Echo(3, speculation_fallback=True)),
+        {"SpeculationEffective": ("False", "FallenBack", "-decode-0-0-")},
+    ),
+    "speculation is not known to work before a worker reports": (
+        {"speculation": {"method": "Ngram"}},
+        lambda seen: replace(seen, echoes={}),
+        {"SpeculationEffective": ("Unknown", "NoSignals", "")},
+    ),
+    "nothing serves": (
+        {"lanes": 0},
+        lambda seen: replace(seen, echoes={}),
+        {"Available": ("False", "ScaledToZero", ""), "ConfigApplied": ("False", "NobodyServes", "0 of 0")},
+    ),
+    "an autoscaler is held back": (
+        {"decode.scaling": {"mode": "External"}, "decode.replicas": 1, "ratio": {"maxDecodePerPrefillPercent": 100}},
+        lambda seen: _scaled(seen, 5),
+        {"DecodeReady": ("True", "ReplicasClamped", "decode: 5 asked for, 1 taken")},
+    ),
+}  # fmt: skip
+
+
+def _scaled(seen: Observed, count: int) -> Observed:
+    (child,) = [child for child in seen.children.values() if child.kind == "StreamPairScaler"]
+    child.live["spec"]["replicas"] = count
+    return seen
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_conditions(make_body: MakeBody, site: Site, name: str) -> None:
+    edits, change, want = CASES[name]
+    cluster = Cluster(make_body(edits, generation=3), site)
+    cluster.settle()
+    decision = decide({**cluster.body, "status": {}}, site, change(cluster.observe()), cluster.now)
+    assert decision.status is not None
+    found = {condition["type"]: condition for condition in decision.status["conditions"]}
+    for kind, (status, reason, part) in want.items():
+        assert (found[kind]["status"], found[kind]["reason"]) == (status, reason), found[kind]
+        assert part in found[kind]["message"]
+        assert found[kind]["observedGeneration"] == 3
+
+
+def test_the_status_counts_what_there_is(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body({"decode.replicas": 2}, generation=3), site)
+    cluster.settle()
+    status = dict(cluster.body["status"])
+    del status["conditions"], status["revision"]
+    assert status == {
+        "observedGeneration": 3,
+        "lanes": 2,
+        "readyLanes": 2,
+        "selector": "streamserve.io/pair=tiny,streamserve.io/role in (decode,prefill)",
+        "roles": {
+            "prefill": {"ready": 2, "total": 2, "summary": "2/2"},
+            "decode": {"ready": 4, "total": 4, "summary": "4/4"},
+        },
+        "config": {"generation": 3, "appliedBy": 7, "of": 7},
+        "address": "tiny-router.demo.svc:50051",
+    }
+
+
+def condition(status: str, reason: str = "r", message: str = "m") -> Condition:
+    return Condition("Ready", status, reason, message, generation=2)
+
+
+STORED = [
+    {"type": "Ready", "status": "True", "reason": "r", "message": "old", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+]
+TRANSITIONS = {
+    "the same status keeps its time and is no event": (condition("True", message="new"), False, False),
+    "another reason keeps the time and is an event": (condition("True", "other"), False, True),
+    "another status has a new time and is an event": (condition("False"), True, True),
+}
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_transition(name: str) -> None:
+    found, moves, told = TRANSITIONS[name]
+    after, events = transitions(STORED, [found], now=1_800_000_000.0)
+    assert after[0].since == ("2027-01-15T08:00:00Z" if moves else "2026-01-01T00:00:00Z")
+    assert events == (after if told else ())
+
+
+def test_a_condition_that_is_not_decided_anew_is_kept() -> None:
+    after, _ = transitions(STORED, [replace(condition("True"), type="Degraded")], now=0.0)
+    assert [each.type for each in after] == ["Degraded", "Ready"]
+    assert after[1].to_status() == {**STORED[0], "observedGeneration": 0}
+
+
+def test_a_message_is_cut_where_it_would_fill_a_screen(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body(), site)
+    cluster.settle()
+    seen = pods(lambda pod: replace(pod, ready=False, unschedulable="no room " * 500))(cluster.observe())
+    decision = decide(cluster.body, site, seen, cluster.now)
+    assert decision.status is not None
+    assert max(len(each["message"]) for each in decision.status["conditions"]) == MAX_MESSAGE_LENGTH

@@ -1,0 +1,339 @@
+"""Whole lives of a StreamPair on a cluster in memory: every step keeps the promises, every path ends the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamserve.contract.streampair import StreamPair
+from streamserve.operator import naming
+from streamserve.operator.accept import accept
+from streamserve.operator.actions import Action, Delete, Drain
+from streamserve.operator.site import Site
+
+from .cluster import BAD_IMAGE, LAST_LINE, Body, Cluster
+
+MakeBody = Callable[..., Body]
+IMAGE, BUDGET, SURGE = "engine.image", "update.maxUnavailable", "update.maxSurge"
+DEFAULTS: dict[str, Any] = {BUDGET: 1}
+
+EDITS = st.fixed_dictionaries(
+    {
+        "lanes": st.integers(0, 4),
+        IMAGE: st.sampled_from(["registry.example/a:1", "registry.example/b:1"]),
+        "prefill.replicas": st.integers(1, 2),
+        "decode.replicas": st.integers(1, 3),
+        "router.replicas": st.integers(1, 3),
+        "routing.policy": st.sampled_from(["FlowGuard", "RoundRobin"]),
+        "update.drainSeconds": st.sampled_from([5, 30]),
+        BUDGET: st.integers(1, 3),
+        SURGE: st.integers(0, 2),
+    }
+)
+SEEDS = st.integers(0, 2**32)
+
+
+def keeps_the_budget(cluster: Cluster, action: Action) -> None:
+    """To be called after each drain: the lanes that still serve are enough, or the drained one was not serving."""
+    if not isinstance(action, Drain) or action.reason == "ReplicasChanged":
+        return
+    spec = cluster.body["spec"]
+    floor = spec["lanes"] - min(spec["update"].get("maxUnavailable", 0), spec["lanes"])
+    place = naming.place_of(cluster.body["metadata"]["name"], action.name)
+    assert place is not None
+    served_before = getattr(cluster, "served", set())
+    if place[0] in served_before:
+        assert len(cluster.serving) >= floor, f"{action.name} drained with {len(cluster.serving)} of {floor} lanes left"
+
+
+def drains_first(cluster: Cluster, action: Action) -> None:
+    if isinstance(action, Delete) and action.kind == "Pod":
+        pod = next((pod for pod in cluster.pods if pod.name == action.name), None)
+        assert pod is None or pod.drain or pod.phase == "Failed"
+
+
+class Watched(Cluster):
+    """Checks every single write."""
+
+    served: set[int]
+
+    def __init__(self, body: Body, site: Site, **options: Any) -> None:
+        super().__init__(body, site, **options)
+        self.checks = [keeps_the_budget, drains_first]
+
+    def carry_out(self, action: Action) -> None:
+        self.served = self.serving
+        super().carry_out(action)
+
+
+def settled(body: Body, site: Site, **options: Any) -> Watched:
+    cluster = Watched(body, site, **options)
+    cluster.settle()
+    return cluster
+
+
+def test_a_new_pair_becomes_ready_and_then_nothing_is_written(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    assert cluster.serving == {0, 1}
+    assert [cluster.condition(kind)["status"] for kind in ("Available", "Ready", "ConfigApplied")] == ["True"] * 3
+    assert cluster.condition("Progressing")["reason"] == "Complete"
+    decision = cluster.decide()
+    assert (decision.actions, decision.status, decision.events) == ((), None, ())
+
+
+def test_a_hot_edit_writes_the_configuration_and_touches_no_pod(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.edit(make_body(DEFAULTS | {"routing.policy": "RoundRobin", "update.drainSeconds": 60}, generation=2))
+    actions = cluster.decide().actions
+    assert [(action.kind, action.name) for action in actions] == [("ConfigMap", "tiny-config")]
+
+
+def test_a_cold_edit_replaces_the_lanes_one_after_another(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS | {"lanes": 3}), site)
+    old = {pod.uid for pod in cluster.pods}
+    cluster.edit(make_body(DEFAULTS | {"lanes": 3, IMAGE: "registry.example/b:1"}, generation=2))
+    fewest = 3
+    for _ in range(100):
+        cluster.reconcile()
+        cluster.tick()
+        fewest = min(fewest, len(cluster.serving))
+    assert fewest == 2
+    assert not old & {pod.uid for pod in cluster.pods}
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_bad_revision_halts_after_its_first_lane_and_names_the_pod_with_its_last_line(
+    make_body: MakeBody, site: Site, budget: int
+) -> None:
+    good, bad = {"lanes": 3, BUDGET: budget}, {"lanes": 3, BUDGET: budget, IMAGE: BAD_IMAGE}
+    cluster = settled(make_body(good), site)
+    untouched = {pod.uid for pod in cluster.pods if pod.lane != 0}
+    cluster.edit(make_body(bad, generation=2))
+    cluster.settle()
+    assert {pod.uid for pod in cluster.pods if pod.lane != 0} == untouched
+    for kind in ("Progressing", "Degraded"):
+        found = cluster.condition(kind)
+        assert (
+            f"{cluster.body['metadata']['name']}-decode-0-0-" in found["message"] or "prefill-0-0-" in found["message"]
+        )
+        assert LAST_LINE in found["message"]
+    assert cluster.condition("Progressing")["reason"] == "RolloutHalted"
+    assert cluster.condition("Available")["status"] == "True"
+    cluster.edit(make_body(good, generation=3))
+    cluster.settle()
+    assert cluster.condition("Ready")["status"] == "True"
+    assert {pod.uid for pod in cluster.pods if pod.lane != 0} == untouched
+
+
+def test_the_only_lane_waits_for_a_surge_unless_its_gap_is_accepted(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body({"lanes": 1}), site)
+    cluster.edit(make_body({"lanes": 1, IMAGE: "registry.example/b:1"}, generation=2))
+    cluster.settle()
+    assert cluster.condition("Progressing")["reason"] == "NeedsSurge"
+    assert cluster.serving == {0}
+    cluster.edit(make_body({"lanes": 1, IMAGE: "registry.example/b:1", SURGE: 1}, generation=3))
+    served = set()
+    for _ in range(60):
+        cluster.reconcile()
+        cluster.tick()
+        served.add(len(cluster.serving))
+    assert min(served) == 1
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+def test_a_paused_pair_gets_a_status_and_nothing_else(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body({"paused": True}), site)
+    cluster.settle()
+    assert cluster.objects == {}
+    assert cluster.condition("Progressing")["reason"] == "Paused"
+
+
+def test_a_pair_that_is_being_deleted_is_left_to_the_garbage_collector(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.body["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+    cluster.objects.popitem()
+    assert cluster.decide().actions == ()
+
+
+def test_silent_routers_fence_nothing(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.reports = None
+    cluster.settle()
+    assert cluster.serving == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "Pod", "Service", "Deployment", "PodDisruptionBudget", "ServiceAccount"])
+def test_a_child_that_somebody_deletes_comes_back(make_body: MakeBody, site: Site, kind: str) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    before = cluster.picture()
+    healthy = {pod.uid for pod in cluster.pods if pod.lane == 1}
+    cluster.delete(*next(key for key in sorted(cluster.objects) if key[0] == kind))
+    cluster.settle()
+    assert cluster.picture() == before
+    assert kind != "Pod" or {pod.uid for pod in cluster.pods if pod.lane == 1} == healthy
+
+
+HAND_EDITS: dict[str, tuple[str, str, Callable[[dict[str, Any]], object]]] = {
+    "a port of a Service": ("Service", "tiny-router", lambda o: o["spec"]["ports"][0].update(port=1)),
+    "the replicas of the router": ("Deployment", "tiny-router", lambda o: o["spec"].update(replicas=9)),
+    "the configuration": ("ConfigMap", "tiny-config", lambda o: o["data"].update({"config.json": "{}"})),
+    "a budget": ("PodDisruptionBudget", "tiny-workers", lambda o: o["spec"].update(minAvailable=0)),
+    "an owner": ("ConfigMap", "tiny-config", lambda o: o["metadata"].pop("ownerReferences")),
+    "a pod's labels": ("Pod", "", lambda o: o["metadata"]["labels"].pop(naming.REVISION)),
+    "a pod's image": ("Pod", "", lambda o: o["spec"]["containers"][0].update(image="other")),
+    "a pod's owner": ("Pod", "", lambda o: o["metadata"].pop("ownerReferences")),
+}
+
+
+@pytest.mark.parametrize("name", HAND_EDITS)
+def test_a_hand_edit_is_undone_in_one_write(make_body: MakeBody, site: Site, name: str) -> None:
+    kind, child, change = HAND_EDITS[name]
+    cluster = settled(make_body(DEFAULTS), site)
+    before = cluster.picture()
+    key = next(key for key in sorted(cluster.objects) if key[0] == kind and key[1].startswith(child))
+    change(cluster.objects[key])
+    assert cluster.reconcile() == 1
+    cluster.settle()
+    assert cluster.picture() == before
+
+
+def test_what_others_add_to_our_objects_is_left_alone(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    for key, live in cluster.objects.items():
+        live["metadata"].setdefault("annotations", {})["example.com/added"] = "1"
+        live["metadata"]["labels"]["example.com/added"] = "1"
+        if key[0] == "Service":
+            live["spec"] |= {"clusterIPs": ["10.0.0.1"], "sessionAffinity": "None"}
+    assert cluster.decide().actions == ()
+
+
+@pytest.mark.parametrize("kind, name", [("ConfigMap", "tiny-config"), ("Service", "tiny-router"), ("Pod", "")])
+def test_a_foreign_object_under_our_name_is_refused_by_name_and_not_touched(
+    make_body: MakeBody, site: Site, kind: str, name: str
+) -> None:
+    body = make_body(DEFAULTS)
+    name = name or next(pod.name for pod in settled(body, site).pods)
+    theirs = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "uid": "theirs", "labels": {}}, "spec": {}}
+    cluster = Cluster(body, site)
+    cluster.objects[kind, name] = copy.deepcopy(theirs)
+    cluster.settle()
+    assert cluster.objects[kind, name] == theirs
+    found = cluster.condition("Degraded")
+    assert (found["status"], found["reason"]) == ("True", "ForeignObject")
+    assert f"{kind} {name}" in found["message"]
+    assert (kind == "ConfigMap") == (not cluster.pods)
+
+
+def test_objects_of_a_deleted_pair_of_this_name_are_waited_for(make_body: MakeBody, site: Site) -> None:
+    old = settled(make_body(DEFAULTS), site)
+    cluster = Watched(make_body(DEFAULTS, uid="5f0c7a52-0000-4000-8000-000000000002"), site)
+    cluster.objects = copy.deepcopy(old.objects)
+    assert cluster.reconcile() == 0
+    assert cluster.condition("Progressing")["reason"] == "LeftoverObjects"
+    cluster.objects = {}
+    cluster.settle()
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+def test_a_pod_on_a_node_that_is_gone_is_deleted_without_grace_and_comes_back(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    lost = cluster.pods[0]
+    cluster.delete("Pod", lost.name)
+    cluster.now += 10
+    assert cluster.decide().actions == ()
+    cluster.now += 120
+    assert [(action.kind, action.name) for action in cluster.decide().actions] == [("Pod", lost.name)]
+    cluster.settle()
+    assert cluster.serving == {0, 1}
+
+
+def test_an_evicted_pod_is_replaced(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    before = cluster.picture()
+    live = cluster.objects["Pod", cluster.pods[0].name]
+    live["status"] |= {"phase": "Failed", "containerStatuses": []}
+    cluster.settle()
+    assert cluster.picture() == before
+
+
+@settings(max_examples=20, deadline=None)
+@given(edits=st.lists(EDITS, min_size=1, max_size=3), seed=SEEDS)
+def test_from_any_history_the_end_is_that_of_a_fresh_pair(
+    make_body: MakeBody, site: Site, edits: list[dict[str, Any]], seed: int
+) -> None:
+    """S0 → S1 → S2 with reconciles and a slow world in between equals a fresh S2; no step breaks the budget."""
+    cluster = Watched(make_body(edits[0]), site, seed=seed, lazy=True)
+    for generation, edit in enumerate(edits, 1):
+        cluster.edit(make_body(edit, generation=generation))
+        for _ in range(cluster.random.randrange(12)):
+            cluster.reconcile()
+            cluster.tick()
+    cluster.settle()
+    fresh = settled(make_body(edits[-1], generation=len(edits)), site)
+    assert cluster.picture() == fresh.picture()
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+@settings(max_examples=15, deadline=None)
+@given(first=EDITS, second=EDITS, seed=SEEDS)
+def test_there_and_back_again_ends_where_it_began(
+    make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], seed: int
+) -> None:
+    cluster = settled(make_body(first), site, seed=seed, lazy=True)
+    before = cluster.picture()
+    cluster.edit(make_body(second, generation=2))
+    for _ in range(cluster.random.randrange(20)):
+        cluster.reconcile()
+        cluster.tick()
+    cluster.edit(make_body(first, generation=1))
+    cluster.settle()
+    assert cluster.picture() == before
+
+
+@settings(max_examples=20, deadline=None)
+@given(first=EDITS, second=EDITS, writes=st.integers(0, 60), seed=SEEDS)
+def test_an_operator_killed_after_any_write_ends_in_the_same_fixpoint(
+    make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], writes: int, seed: int
+) -> None:
+    """`writes` counts over the whole life, so that creates, rollouts and scalings are all cut at every place."""
+    cluster = Watched(make_body(first), site, seed=seed, lazy=True)
+    for generation, edit in enumerate((first, second), 1):
+        cluster.edit(make_body(edit, generation=generation))
+        left = writes
+        for _ in range(60):
+            made = cluster.reconcile(crash_after=left)
+            left -= made
+            if not left:
+                break
+            cluster.tick()
+    cluster.settle()
+    assert cluster.picture() == settled(make_body(second, generation=2), site).picture()
+
+
+@settings(max_examples=20, deadline=None)
+@given(edit=EDITS, seed=SEEDS, losses=st.integers(1, 6))
+def test_whatever_is_lost_comes_back(
+    make_body: MakeBody, site: Site, edit: dict[str, Any], seed: int, losses: int
+) -> None:
+    cluster = settled(make_body(edit), site, seed=seed, lazy=True)
+    before = cluster.picture()
+    for _ in range(losses):
+        key = cluster.random.choice(sorted(cluster.objects) or [("", "")])
+        if key in cluster.objects:
+            cluster.delete(*key)
+        if cluster.random.random() < 0.5:
+            cluster.reconcile()
+        cluster.tick()
+    cluster.settle()
+    assert cluster.picture() == before
+
+
+def test_the_edits_of_these_tests_are_accepted(make_body: MakeBody) -> None:
+    body = make_body({"lanes": 4, "prefill.replicas": 2, "decode.replicas": 1, BUDGET: 3, SURGE: 2})
+    assert isinstance(accept(body), StreamPair)
