@@ -6,12 +6,15 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from streamserve.cli.errors import Failed, Refused
 
 if TYPE_CHECKING:
     import grpc
+
+    from streamserve.runtime.tls import TlsFiles
 
 DEFAULT_SERVER: Final = "127.0.0.1:50051"
 CONNECT_SECONDS: Final = 2.0
@@ -24,20 +27,31 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SERVER,
         help=f"the router's gRPC address, host:port (default {DEFAULT_SERVER})",
     )
+    secure = parser.add_argument_group("TLS", "for a router that was started with it; all three PEM files or none")
+    secure.add_argument("--tls-ca", type=Path, metavar="FILE", help="authority that signed the router's certificate")
+    secure.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate: the router asks for one")
+    secure.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
 
 
-def run_with_channel(address: str, work: Callable[[grpc.aio.Channel], Awaitable[int]]) -> int:
-    """Connect, do the work, say plainly what went wrong."""
+def run_with_channel(args: argparse.Namespace, work: Callable[[grpc.aio.Channel], Awaitable[int]]) -> int:
+    """Connect as the server options say, do the work, say plainly what went wrong."""
+    from streamserve.runtime import tls
+    from streamserve.runtime.errors import SetupError
+
+    try:
+        files = tls.from_arguments(args.tls_ca, args.tls_certificate, args.tls_key)
+    except SetupError as error:
+        raise Refused(str(error)) from None
 
     async def body() -> int:
-        async with open_channel(address) as channel:
+        async with open_channel(args.server, files) as channel:
             return await work(channel)
 
     return asyncio.run(body())
 
 
 @asynccontextmanager
-async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+async def open_channel(address: str, files: TlsFiles | None = None) -> AsyncIterator[grpc.aio.Channel]:
     """A connected channel. Raises Failed when nobody listens, and for every status that the work meets."""
     import grpc
 
@@ -54,12 +68,15 @@ async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
         writer.close()
     except (OSError, TimeoutError):
         raise Failed(nobody_listens(address)) from None
-    channel = transport.channel(address)
+    try:
+        channel = transport.channel(address, files)
+    except SetupError as error:
+        raise Refused(str(error)) from None
     try:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
         except TimeoutError:
-            raise Failed(nobody_listens(address)) from None
+            raise Failed(no_handshake(address, files)) from None
         try:
             yield channel
         except grpc.aio.AioRpcError as error:
@@ -70,6 +87,19 @@ async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
 
 def nobody_listens(address: str) -> str:
     return f"nothing answers at {address}: is `streamserve up` running? --server names another address"
+
+
+def no_handshake(address: str, files: TlsFiles | None) -> str:
+    """Somebody listens there, but the connection does not come about."""
+    if files is None:
+        return (
+            f"what listens at {address} does not speak gRPC without TLS: give --tls-ca, --tls-certificate and "
+            "--tls-key, or correct --server"
+        )
+    return (
+        f"no TLS connection with {address}: it speaks no TLS, or {files.ca} did not sign its certificate, or that is "
+        f"for another name than in --server, or it does not accept {files.certificate}"
+    )
 
 
 def describe(error: grpc.aio.AioRpcError, address: str) -> str:

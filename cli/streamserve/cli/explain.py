@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             _print_table(answer)
         return 0 if answer.chosen else 1
 
-    return client.run_with_channel(args.server, work)
+    return client.run_with_channel(args, work)
 
 
 def build_request(args: argparse.Namespace) -> inference_pb2.GenerateRequest:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and not 0 <= args.max_tokens < 2**32:
         raise Refused(f"--max-tokens {args.max_tokens} is no count of tokens: give 1 or more")
     request = build_request(args, sys.stdin.read() if args.prompt == "-" else args.prompt)
-    return client.run_with_channel(args.server, lambda channel: _stream(channel, request, args))
+    return client.run_with_channel(args, lambda channel: _stream(channel, request, args))
 
 
 def build_request(args: argparse.Namespace, text: str) -> inference_pb2.GenerateRequest:

@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     if args.interval < 0.1:
         raise Refused("--interval must be at least 0.1 s")
-    return client.run_with_channel(args.server, lambda channel: _watch(channel, args))
+    return client.run_with_channel(args, lambda channel: _watch(channel, args))
 
 
 async def _watch(channel: grpc.aio.Channel, args: argparse.Namespace) -> int:
