@@ -4,7 +4,7 @@
     python hack/generate.py --check    write nothing; exit 1 and name each file that is not what it should be
 
 From proto/streamserve/v1/*.proto: the Python messages, their stubs and the gRPC classes. From the settings'
-pydantic models: docs/settings.md, which hack/settings_table.py prints.
+pydantic models: docs/settings.md, which hack/settings_table.py prints, and crds/, which hack/crds.py prints.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
+CRDS = ("streampairs", "streampairscalers")
 API = "streamserve/v1"
 LIMIT_SECONDS = 120
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     args = parser.parse_args(argv)
     try:
-        wanted = {**generated_protos(), **generated_settings()}
+        wanted = {**generated_protos(), **generated_settings(), **generated_crds()}
     except Failed as reason:
         print(f"generate: {reason}", file=sys.stderr)
         return 1
@@ -63,6 +64,11 @@ def generated_protos() -> dict[Path, bytes]:
 def generated_settings() -> dict[Path, bytes]:
     script = ROOT / "hack" / "settings_table.py"
     return {ROOT / "docs" / "settings.md": call([sys.executable, str(script)])} if script.exists() else {}
+
+
+def generated_crds() -> dict[Path, bytes]:
+    script = str(ROOT / "hack" / "crds.py")
+    return {ROOT / "crds" / f"{name}.yaml": call([sys.executable, script, name]) for name in CRDS}
 
 
 def proto_outputs(folder: Path) -> list[Path]:

@@ -25,7 +25,9 @@ Every field of a StreamPair. `streamserve validate FILE` checks a file against a
 - **cold**: replaces lanes one after another, each drained first.
 - **fixed**: cannot be changed; create another StreamPair.
 
-`[]` in a name stands for each item of a list. Some values are part of the API and not yet of this release; they are
+`[]` in a name stands for each item of a list. The fields of a pod template are listed once, under prefill: those of
+decode and of the router are the same. What `kubectl apply` checks is in [crds/](../crds/README.md): the same fields,
+bounds and rules, made from the same models. Some values are part of the API and not yet of this release; they are
 refused by name with the words "not in this release".
 """
 
@@ -51,10 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
 def render() -> str:
     """The page: one table for each part of the spec."""
     parts = [HEAD]
-    for title, rows in groupby(settings(), key=_section):
+    for title, rows in groupby(filter(_is_listed, settings()), key=_section):
         parts.append(f"\n## {title}\n\n| field | change | type | bounds | default | why |\n|---|---|---|---|---|---|\n")
         parts.extend(_row(row) for row in rows)
     return "".join(parts)
+
+
+def _is_listed(setting: Setting) -> bool:
+    return not setting.path.startswith(("spec.decode.template.", "spec.router.template."))
 
 
 def _section(setting: Setting) -> str:

@@ -11,9 +11,13 @@ NUMBERS = [setting for setting in settings() if setting.type == "integer" and ".
 ENUMS = [setting for setting in settings() if setting.type == "enum"]
 
 ROWS: dict[str, dict[str, Any]] = {
-    "spec.speculation.staticTable": {"maxBatch": 1, "depth": 1},
-    "spec.slo.workloads": {"name": "code"},
-    "spec.admission.tenants": {"name": "a", "tokensPerSecond": 1, "burstTokens": 1},
+    "staticTable": {"maxBatch": 1, "depth": 1},
+    "workloads": {"name": "code"},
+    "tenants": {"name": "a", "tokensPerSecond": 1, "burstTokens": 1},
+    "tolerations": {},
+    "topologySpreadConstraints": {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"},
+    "matchExpressions": {"key": "a", "operator": "Exists"},
+    "volumeMounts": {"name": "a", "mountPath": "/a"},
 }
 
 
@@ -22,10 +26,10 @@ def accepts(setting: Setting, value: object) -> bool:
     document: dict[str, Any] = {"metadata": {"name": "a"}, "spec": {"model": {"name": "m"}}}
     node: Any = document
     parts = setting.path.split(".")
-    for index, part in enumerate(parts[:-1]):
+    for part in parts[:-1]:
         name = part.removesuffix("[]")
         if part.endswith("[]"):
-            row = dict(ROWS[".".join(parts[: index + 1]).removesuffix("[]")])
+            row = dict(ROWS[name])
             node[name] = [row]
             node = row
         else:

@@ -134,6 +134,7 @@ specs = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(specs)
 def test_a_stream_pair_does_not_differ_from_itself(spec: dict[str, Any]) -> None:
     assert not classify(pair(spec), pair(spec))
@@ -153,6 +154,7 @@ def test_each_changed_leaf_is_listed_once_and_the_way_back_lists_the_same(
     assert len(there) == len(there.hot) + len(there.cold) + len(there.scale) + len(there.fixed)
 
 
+@settings(deadline=None)
 @given(specs, specs)
 def test_no_change_means_equal_specs(old: dict[str, Any], new: dict[str, Any]) -> None:
     if not classify(pair(old), pair(new)):

@@ -108,11 +108,14 @@ PATTERN_MEANINGS: dict[str, str] = {
 }
 
 
+MAX_QUANTITY_LENGTH = 32
+
+
 def _quantity(value: object) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("must be a quantity such as 1, 500m or 16Gi")
     text = str(value)
-    if len(text) > 32 or re.match(QUANTITY_PATTERN, text) is None:
+    if len(text) > MAX_QUANTITY_LENGTH or re.match(QUANTITY_PATTERN, text) is None:
         raise ValueError("must be a quantity such as 1, 500m or 16Gi")
     return value
 
@@ -158,7 +161,14 @@ MapValue = Annotated[str, StringConstraints(max_length=4096)]
 Quantity = Annotated[
     int | str,
     BeforeValidator(_quantity),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": QUANTITY_PATTERN,
+            "maxLength": MAX_QUANTITY_LENGTH,
+            "minimum": 0,
+        }
+    ),
 ]
 JsonObject = Annotated[dict[MapKey, Any], Field(max_length=64), AfterValidator(_plain_json)]
 """A part of the Kubernetes API that we hand through: its own schema is checked by the API server."""

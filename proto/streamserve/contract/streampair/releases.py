@@ -6,12 +6,12 @@ can refuse the same values with the same words.
 
 from typing import Any
 
-from streamserve.contract.streampair import flags, rules_engine
+from streamserve.contract.streampair import rules_engine
 from streamserve.contract.streampair.enums import DepthPolicy, Method, RoutingPolicy, ScalingMode
 from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.policies import Admission, Rollout, Router, Routing, Speculation
 from streamserve.contract.streampair.resource import StreamPair
-from streamserve.contract.streampair.rule import Finding, Rule, here
+from streamserve.contract.streampair.rule import Cel, Finding, Rule, here, literal
 from streamserve.contract.streampair.workers import Role
 
 BUILT_DEPTH_POLICIES = (DepthPolicy.GOODPUT, DepthPolicy.FIXED, DepthPolicy.OFF)
@@ -26,52 +26,57 @@ def check(pair: StreamPair) -> list[Finding]:
     return [finding for rule in UNBUILT for finding in rule.findings(pair)]
 
 
-def _one_rank(view: rules_engine.RoleView) -> bool:
-    return flags.parallel_size(view.args, "data-parallel-size") in (None, 1)
-
-
 UNBUILT: tuple[Rule[Any], ...] = (
     Rule[Speculation](
         id="release-depth-policy",
         scope=("spec", "speculation"),
         at=here("policy"),
         holds=lambda spec: spec.policy in BUILT_DEPTH_POLICIES,
-        message=lambda spec: f"{spec.policy} is not in this release: use {', '.join(BUILT_DEPTH_POLICIES)}",
+        message=f"{{policy}} is not in this release: use {', '.join(BUILT_DEPTH_POLICIES)}",
+        values=lambda spec: {"policy": spec.policy},
+        cel=(Cel(f"self.policy in {literal(BUILT_DEPTH_POLICIES)}", {"policy": "self.policy"}, at=("policy",)),),
     ),
     Rule[Speculation](
         id="release-method",
         scope=("spec", "speculation"),
         at=here("method"),
         holds=lambda spec: spec.method not in UNBUILT_METHODS,
-        message=lambda spec: f"{spec.method} is not in this release: use None, DraftModel, Eagle, Eagle3, Mtp or Ngram",
+        message="{method} is not in this release: use None, DraftModel, Eagle, Eagle3, Mtp or Ngram",
+        values=lambda spec: {"method": spec.method},
+        cel=(Cel(f"!(self.method in {literal(UNBUILT_METHODS)})", {"method": "self.method"}, at=("method",)),),
     ),
     Rule[Rollout](
         id="release-canary-lanes",
         scope=("spec", "speculation", "rollout"),
         at=here("canaryLanes"),
         holds=lambda rollout: rollout.canary_lanes == 0,
-        message=lambda _: "canaries are not in this release: set 0, every lane takes a change at once",
+        message="canaries are not in this release: set 0, every lane takes a change at once",
+        cel=(Cel("self.canaryLanes == 0", at=("canaryLanes",)),),
     ),
     Rule[Routing](
         id="release-routing-policy",
         scope=("spec", "routing"),
         at=here("policy"),
         holds=lambda routing: routing.policy in BUILT_ROUTING_POLICIES,
-        message=lambda routing: f"{routing.policy} is not in this release: use {', '.join(BUILT_ROUTING_POLICIES)}",
+        message=f"{{policy}} is not in this release: use {', '.join(BUILT_ROUTING_POLICIES)}",
+        values=lambda routing: {"policy": routing.policy},
+        cel=(Cel(f"self.policy in {literal(BUILT_ROUTING_POLICIES)}", {"policy": "self.policy"}, at=("policy",)),),
     ),
     Rule[Admission](
         id="release-tenants",
         scope=("spec", "admission"),
         at=here("tenants"),
         holds=lambda admission: not admission.tenants,
-        message=lambda _: "tenants are not in this release: remove them, the queue bounds hold for all",
+        message="tenants are not in this release: remove them, the queue bounds hold for all",
+        cel=(Cel("self.tenants.size() == 0", at=("tenants",)),),
     ),
     Rule[Router](
         id="release-shared-router",
         scope=("spec", "router"),
         at=here("shared"),
         holds=lambda router: router.shared == "",
-        message=lambda _: "a shared router is not in this release: leave it empty",
+        message="a shared router is not in this release: leave it empty",
+        cel=(Cel("self.shared == ''", at=("shared",)),),
     ),
     *(
         Rule[Role](
@@ -79,7 +84,8 @@ UNBUILT: tuple[Rule[Any], ...] = (
             scope=scope,
             at=here("scaling", "mode"),
             holds=lambda role: role.scaling.mode is not ScalingMode.EXTERNAL,
-            message=lambda _: "External is not in this release: use Fixed and set replicas",
+            message="External is not in this release: use Fixed and set replicas",
+            cel=(Cel("self.scaling.mode != 'External'", at=("scaling", "mode")),),
         )
         for scope in _ROLES
     ),
@@ -87,8 +93,9 @@ UNBUILT: tuple[Rule[Any], ...] = (
         id="release-data-parallel",
         scope=("spec",),
         each=rules_engine.roles,
-        at=lambda view: view.at("data-parallel-size"),
-        holds=_one_rank,
-        message=lambda _: "data parallel ranks are not in this release: set 1 and add lanes",
+        at=lambda view: view.at(rules_engine.DATA_PARALLEL),
+        holds=rules_engine.one_rank,
+        message="data parallel ranks are not in this release: set 1 and add lanes",
+        cel=rules_engine.ONE_RANK,
     ),
 )

@@ -89,51 +89,66 @@ class Metadata(SpecModel):
 
 
 class Condition(SpecModel):
-    type: ShortText
-    status: Literal["True", "False", "Unknown"]
-    observed_generation: Int = 0
-    last_transition_time: ShortText = ""
-    reason: Annotated[str, Field(max_length=1024)] = ""
-    message: Annotated[str, Field(max_length=32_768)] = ""
+    type: Annotated[str, Field(min_length=1, max_length=316, description="what is stated, Ready say")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="whether it holds")]
+    observed_generation: Annotated[Int, Field(ge=0, description="generation of the spec that it is about")] = 0
+    last_transition_time: Annotated[
+        ShortText, Field(description="when status last changed", json_schema_extra={"format": "date-time"})
+    ] = ""
+    reason: Annotated[str, Field(max_length=1024, description="one word for programs")] = ""
+    message: Annotated[str, Field(max_length=32_768, description="a sentence for people")] = ""
+
+
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    ),
+]
+LabelQuery = Annotated[str, Field(max_length=1024)]
+Count = Annotated[Int, Field(ge=0)]
 
 
 class RoleStatus(SpecModel):
-    ready: Int = 0
-    total: Int = 0
-    summary: ShortText = ""
+    ready: Annotated[Count, Field(description="pods that take requests")] = 0
+    total: Annotated[Count, Field(description="pods that exist")] = 0
+    summary: Annotated[ShortText, Field(description="ready/total, for kubectl get")] = ""
 
 
 class RolesStatus(SpecModel):
-    prefill: RoleStatus = Field(default_factory=RoleStatus)
-    decode: RoleStatus = Field(default_factory=RoleStatus)
+    prefill: RoleStatus = Field(default_factory=RoleStatus, description="pods that read prompts")
+    decode: RoleStatus = Field(default_factory=RoleStatus, description="pods that write tokens")
 
 
 class ConfigStatus(SpecModel):
     """How many workers and routers have adopted the runtime config of `generation`."""
 
-    generation: Int = 0
-    applied_by: Int = 0
-    of: Int = 0
+    generation: Annotated[Count, Field(description="generation whose runtime config was sent last")] = 0
+    applied_by: Annotated[Count, Field(description="workers and routers that have adopted it")] = 0
+    of: Annotated[Count, Field(description="workers and routers that should")] = 0
 
 
 class StreamPairStatus(SpecModel):
-    observed_generation: Int = 0
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=32)] = ()
-    lanes: Int = 0
-    ready_lanes: Int = 0
-    selector: ShortText = ""
-    revision: ShortText = ""
-    roles: RolesStatus = Field(default_factory=RolesStatus)
-    config: ConfigStatus = Field(default_factory=ConfigStatus)
-    address: ShortText = ""
+    observed_generation: Annotated[Count, Field(description="generation that this status is about")] = 0
+    conditions: Annotated[Conditions, Field(description="what holds now, and since when")] = ()
+    lanes: Annotated[Count, Field(description="lanes that exist")] = 0
+    ready_lanes: Annotated[Count, Field(description="lanes of the current revision that take requests")] = 0
+    selector: Annotated[LabelQuery, Field(description="label selector of the pods, for autoscalers")] = ""
+    revision: Annotated[ShortText, Field(description="hash of what the pods are built from")] = ""
+    roles: RolesStatus = Field(default_factory=RolesStatus, description="pods by role")
+    config: ConfigStatus = Field(default_factory=ConfigStatus, description="how far the runtime config has come")
+    address: Annotated[ShortText, Field(description="host:port of the router's Service, for clients")] = ""
 
 
 class StreamPair(SpecModel):
+    """A model served by lanes of prefill and decode pods, with drafting that adapts."""
+
     api_version: Literal["streamserve.io/v1alpha1"] = "streamserve.io/v1alpha1"
     kind: Literal["StreamPair"] = "StreamPair"
-    metadata: Metadata
-    spec: StreamPairSpec
-    status: StreamPairStatus | None = None
+    metadata: Metadata = Field(description="name and namespace, labels and annotations")
+    spec: StreamPairSpec = Field(description="what is wanted")
+    status: Annotated[StreamPairStatus | None, Field(description="written by the operator")] = None
 
     @property
     def served_names(self) -> tuple[str, ...]:

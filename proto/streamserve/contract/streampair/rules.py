@@ -1,7 +1,7 @@
 """Rules between fields, as a table: what must hold, where it is shown, and what to do when it does not.
 
 Bounds of one field live in its type; what is not built yet is in `releases.py`. Every rule is a row of `RULES`
-and has its good and bad cases in tests/contract/streampair/cases.py; a rule that no bad case hits fails a test.
+and has its good and bad cases in tests/contract/streampair/cases.yaml; a rule that no bad case hits fails a test.
 """
 
 import re
@@ -12,7 +12,7 @@ from streamserve.contract.streampair.enums import RoutingPolicy
 from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.policies import Ratio, Routing, Update
 from streamserve.contract.streampair.resource import StreamPair, StreamPairSpec
-from streamserve.contract.streampair.rule import Entry, Finding, Rule, here, never
+from streamserve.contract.streampair.rule import Cel, Entry, Finding, Rule, here, literal, never
 from streamserve.contract.streampair.workers import Source, Template
 
 LONGEST_CHILD_SUFFIX = "-prefill-255-7-" + "x" * 10
@@ -45,8 +45,24 @@ def _given_sources(source: Source) -> list[str]:
     return [name for name, value in kinds.items() if value is not None]
 
 
+_HAS_HUB, _HAS_CLAIM, _HAS_PATH = "has(self.hub)", "has(self.persistentVolumeClaim)", "has(self.hostPath)"
+_WITH_CLAIM = f"{_HAS_PATH} ? 'hub and persistentVolumeClaim and hostPath' : 'hub and persistentVolumeClaim'"
+_WITH_PATH = f"{_HAS_HUB} ? 'hub and hostPath' : 'persistentVolumeClaim and hostPath'"
+
+
 def _repeated(names: list[str]) -> list[Entry]:
     return [Entry((index,), name) for index, name in enumerate(names) if name in names[:index]]
+
+
+def _repeated_rule(items: str, name: str) -> Cel:
+    """`name` is the expression of an item's name, where the item is called x."""
+    other = name.replace("x", "y", 1)
+    return Cel(
+        f"self.{items}.all(x, self.{items}.exists_one(y, {name} == {other}))",
+        {"name": name.replace("x", "found", 1)},
+        found=f"self.{items}.filter(x, !self.{items}.exists_one(y, {name} == {other}))[0]",
+        at=(items,),
+    )
 
 
 def _ratio_reached(spec: StreamPairSpec) -> bool:
@@ -56,28 +72,22 @@ def _ratio_reached(spec: StreamPairSpec) -> bool:
     return low > high or low <= decode <= high
 
 
-def _ratio_message(spec: StreamPairSpec) -> str:
-    percent = 100 * spec.decode.replicas / spec.prefill.replicas
-    return (
-        f"{spec.decode.replicas} decode for {spec.prefill.replicas} prefill pods is {percent:.0f} %, outside "
-        f"{spec.ratio.min_decode_per_prefill_percent}..{spec.ratio.max_decode_per_prefill_percent} %: "
-        "change the replicas, or widen spec.ratio"
-    )
+_LOW, _HIGH = "self.ratio.minDecodePerPrefillPercent", "self.ratio.maxDecodePerPrefillPercent"
+_RATIO_REACHED = (
+    f"{_LOW} > {_HIGH} || ({_LOW} * self.prefill.replicas <= 100 * self.decode.replicas && "
+    f"100 * self.decode.replicas <= {_HIGH} * self.prefill.replicas)"
+)
 
 
 def _owned_env(template: Template) -> list[Entry]:
-    found = []
-    for index, variable in enumerate(template.env):
-        name = variable.get("name")
-        if isinstance(name, str) and OWNED_ENV.fullmatch(name):
-            found.append(Entry(("env", index, "name"), name))
-    return found
+    return [
+        Entry(("env", index, "name"), variable.name)
+        for index, variable in enumerate(template.env)
+        if OWNED_ENV.fullmatch(variable.name)
+    ]
 
 
-def _owned_keys(template: Template) -> list[Entry]:
-    maps = {"labels": template.labels, "annotations": template.annotations}
-    return [Entry((kind, key), key) for kind, keys in maps.items() for key in keys if OWNED_PREFIX in key]
-
+_WEIGHTS = ("prefillQueue", "transfer", "decodeStep", "kvPressure", "slo")
 
 RULES: tuple[Rule[Any], ...] = (
     Rule[StreamPair](
@@ -85,9 +95,14 @@ RULES: tuple[Rule[Any], ...] = (
         scope=(),
         at=here("metadata", "name"),
         holds=lambda pair: len(pair.metadata.name) <= MAX_NAME_LENGTH,
-        message=lambda pair: (
-            f"is {len(pair.metadata.name)} characters long; names of its pods would pass 63: "
-            f"use at most {MAX_NAME_LENGTH}"
+        message=f"is {{length}} characters long; names of its pods would pass 63: use at most {MAX_NAME_LENGTH}",
+        values=lambda pair: {"length": len(pair.metadata.name)},
+        cel=(
+            Cel(
+                f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
+                {"length": "self.metadata.name.size()"},
+                at=("metadata", "name"),
+            ),
         ),
     ),
     Rule[Entry](
@@ -96,7 +111,9 @@ RULES: tuple[Rule[Any], ...] = (
         each=lambda model: _repeated(list(model.served_names)),
         at=lambda entry: ("servedNames", *entry.at),
         holds=never,
-        message=lambda entry: f"{entry.value!r} is listed twice: remove one",
+        message="'{name}' is listed twice: remove one",
+        values=lambda entry: {"name": entry.value},
+        cel=(_repeated_rule("servedNames", "x"),),
     ),
     *(
         Rule[Source](
@@ -104,8 +121,11 @@ RULES: tuple[Rule[Any], ...] = (
             scope=scope,
             at=lambda source: (_given_sources(source)[1],),
             holds=lambda source: len(_given_sources(source)) <= 1,
-            message=lambda source: (
-                f"{' and '.join(_given_sources(source))} are both given: keep one; weights have one source"
+            message="{given} are both given: keep one; weights have one source",
+            values=lambda source: {"given": " and ".join(_given_sources(source))},
+            cel=(
+                Cel(f"!({_HAS_HUB} && {_HAS_CLAIM})", {"given": _WITH_CLAIM}, at=("persistentVolumeClaim",)),
+                Cel(f"!({_HAS_PATH} && {_HAS_HUB} != {_HAS_CLAIM})", {"given": _WITH_PATH}, at=("hostPath",)),
             ),
         )
         for scope in _SOURCES
@@ -115,9 +135,17 @@ RULES: tuple[Rule[Any], ...] = (
         scope=("spec", "ratio"),
         at=here("minDecodePerPrefillPercent"),
         holds=lambda ratio: ratio.min_decode_per_prefill_percent <= ratio.max_decode_per_prefill_percent,
-        message=lambda ratio: (
-            f"{ratio.min_decode_per_prefill_percent} is above maxDecodePerPrefillPercent "
-            f"{ratio.max_decode_per_prefill_percent}: lower it or raise the maximum"
+        message="{min} is above maxDecodePerPrefillPercent {max}: lower it or raise the maximum",
+        values=lambda ratio: {
+            "min": ratio.min_decode_per_prefill_percent,
+            "max": ratio.max_decode_per_prefill_percent,
+        },
+        cel=(
+            Cel(
+                "self.minDecodePerPrefillPercent <= self.maxDecodePerPrefillPercent",
+                {"min": "self.minDecodePerPrefillPercent", "max": "self.maxDecodePerPrefillPercent"},
+                at=("minDecodePerPrefillPercent",),
+            ),
         ),
     ),
     Rule[StreamPairSpec](
@@ -125,7 +153,30 @@ RULES: tuple[Rule[Any], ...] = (
         scope=("spec",),
         at=here("ratio"),
         holds=_ratio_reached,
-        message=_ratio_message,
+        message=(
+            "{decode} decode for {prefill} prefill pods is {percent} %, outside {min}..{max} %: "
+            "change the replicas, or widen spec.ratio"
+        ),
+        values=lambda spec: {
+            "decode": spec.decode.replicas,
+            "prefill": spec.prefill.replicas,
+            "percent": 100 * spec.decode.replicas // spec.prefill.replicas,
+            "min": spec.ratio.min_decode_per_prefill_percent,
+            "max": spec.ratio.max_decode_per_prefill_percent,
+        },
+        cel=(
+            Cel(
+                _RATIO_REACHED,
+                {
+                    "decode": "self.decode.replicas",
+                    "prefill": "self.prefill.replicas",
+                    "percent": "100 * self.decode.replicas / self.prefill.replicas",
+                    "min": _LOW,
+                    "max": _HIGH,
+                },
+                at=("ratio",),
+            ),
+        ),
     ),
     *rules_engine.RULES,
     *rules_speculation.RULES,
@@ -135,7 +186,9 @@ RULES: tuple[Rule[Any], ...] = (
         each=lambda slo: _repeated([row.name for row in slo.workloads]),
         at=lambda entry: ("workloads", *entry.at, "name"),
         holds=never,
-        message=lambda entry: f"{entry.value!r} is listed twice: merge the two rows",
+        message="'{name}' is listed twice: merge the two rows",
+        values=lambda entry: {"name": entry.value},
+        cel=(_repeated_rule("workloads", "x.name"),),
     ),
     Rule[Entry](
         id="workload-name-is-not-default",
@@ -143,7 +196,8 @@ RULES: tuple[Rule[Any], ...] = (
         each=lambda slo: [Entry((i,), row.name) for i, row in enumerate(slo.workloads)],
         at=lambda entry: ("workloads", *entry.at, "name"),
         holds=lambda entry: entry.value != "default",
-        message=lambda _: "'default' is the class of every other request: write these targets into slo.default",
+        message="'default' is the class of every other request: write these targets into slo.default",
+        cel=(Cel("self != 'default'", inner=("workloads", "[]", "name")),),
     ),
     Rule[Routing](
         id="some-weight-counts",
@@ -152,7 +206,15 @@ RULES: tuple[Rule[Any], ...] = (
         holds=lambda routing: (
             routing.policy is not RoutingPolicy.FLOW_GUARD or any(routing.weights_percent.model_dump().values())
         ),
-        message=lambda _: "every weight is 0, so FlowGuard could not tell lanes apart: set one above 0",
+        message="every weight is 0, so FlowGuard could not tell lanes apart: set one above 0",
+        cel=(
+            Cel(
+                "self.policy != 'FlowGuard' || "
+                + " + ".join(f"self.weightsPercent.{weight}" for weight in _WEIGHTS)
+                + " > 0",
+                at=("weightsPercent",),
+            ),
+        ),
     ),
     Rule[Entry](
         id="tenant-names-unique",
@@ -160,21 +222,32 @@ RULES: tuple[Rule[Any], ...] = (
         each=lambda admission: _repeated([tenant.name for tenant in admission.tenants]),
         at=lambda entry: ("tenants", *entry.at, "name"),
         holds=never,
-        message=lambda entry: f"{entry.value!r} is listed twice: merge the two rows",
+        message="'{name}' is listed twice: merge the two rows",
+        values=lambda entry: {"name": entry.value},
+        cel=(_repeated_rule("tenants", "x.name"),),
     ),
     Rule[StreamPair](
         id="shared-router-is-another",
         scope=(),
         at=here("spec", "router", "shared"),
         holds=lambda pair: pair.spec.router.shared != pair.metadata.name,
-        message=lambda pair: f"{pair.metadata.name!r} is this StreamPair itself: name another, or leave it empty",
+        message="'{name}' is this StreamPair itself: name another, or leave it empty",
+        values=lambda pair: {"name": pair.metadata.name},
+        cel=(
+            Cel(
+                "self.spec.router.shared != self.metadata.name",
+                {"name": "self.metadata.name"},
+                at=("spec", "router", "shared"),
+            ),
+        ),
     ),
     Rule[Update](
         id="update-can-progress",
         scope=("spec", "update"),
         at=here("maxUnavailable"),
         holds=lambda update: update.max_unavailable + update.max_surge > 0,
-        message=lambda _: "and maxSurge are both 0, so no lane could ever be replaced: set one of them to 1",
+        message="and maxSurge are both 0, so no lane could ever be replaced: set one of them to 1",
+        cel=(Cel("self.maxUnavailable + self.maxSurge > 0", at=("maxUnavailable",)),),
     ),
     *(
         Rule[Entry](
@@ -183,19 +256,36 @@ RULES: tuple[Rule[Any], ...] = (
             each=_owned_env,
             at=lambda entry: entry.at,
             holds=never,
-            message=lambda entry: f"{entry.value} is set by StreamServe: remove it from the template",
+            message="{name} is set by StreamServe: remove it from the template",
+            values=lambda entry: {"name": entry.value},
+            cel=(
+                Cel(
+                    f"!self.matches({literal(f'^({OWNED_ENV.pattern})$')})",
+                    {"name": "self"},
+                    inner=("env", "[]", "name"),
+                ),
+            ),
         )
         for scope in _TEMPLATES
     ),
     *(
-        Rule[Entry](
+        Rule[str](
             id="labels-not-ours",
-            scope=scope,
-            each=_owned_keys,
-            at=lambda entry: entry.at,
-            holds=never,
-            message=lambda entry: f"{entry.value} selects our pods: use another prefix than {OWNED_PREFIX}",
+            scope=(*scope, kind),
+            each=list,
+            at=lambda key: (key,),
+            holds=lambda key: OWNED_PREFIX not in key,
+            message=f"{{key}} selects our pods: use another prefix than {OWNED_PREFIX}",
+            values=lambda key: {"key": key},
+            cel=(
+                Cel(
+                    f"!self.exists(key, key.contains({literal(OWNED_PREFIX)}))",
+                    {"key": "found"},
+                    found=f"self.filter(key, key.contains({literal(OWNED_PREFIX)}))[0]",
+                ),
+            ),
         )
         for scope in _TEMPLATES
+        for kind in ("labels", "annotations")
     ),
 )

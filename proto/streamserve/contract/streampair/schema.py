@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import StringConstraints
+from pydantic import StringConstraints, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -39,7 +39,12 @@ class Setting:
 def settings() -> tuple[Setting, ...]:
     """Every setting, in the order of the resource: the two names first, then the spec."""
     names = (_setting("metadata." + name, Metadata.model_fields[name], None) for name in ("name", "namespace"))
-    return (*names, *_walk(StreamPairSpec, "spec", None))
+    return (*names, *settings_of(StreamPairSpec))
+
+
+def settings_of(spec: type[SpecModel]) -> Iterator[Setting]:
+    """Every setting of a kind's spec, with paths from the resource's root."""
+    return _walk(spec, "spec", None)
 
 
 def lifecycle_of(field: FieldInfo) -> Lifecycle | None:
@@ -128,14 +133,14 @@ def _type_name(annotation: Any) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    enum = field.annotation
+    enum = _present(field.annotation)
     if isinstance(enum, type) and issubclass(enum, StrEnum):
         return ", ".join(enum)
     low: Any = None
     high: Any = None
     parts: list[str] = []
     unit = {dict: "entries", tuple: "items"}.get(get_origin(field.annotation) or str, "characters")
-    for constraint in _constraints(field.metadata):
+    for constraint in (*_constraints(field.metadata), *_inner_constraints(field.annotation)):
         match constraint:
             case annotated_types.Ge(ge=value):
                 low = value
@@ -143,6 +148,8 @@ def _bounds(field: FieldInfo) -> str:
                 high = value
             case annotated_types.MaxLen(max_length=value) if value:
                 parts.append(f"≤ {value} {unit}")
+            case WithJsonSchema(json_schema={"maxLength": length, "pattern": pattern}):
+                parts += [f"≤ {length} {unit}", PATTERN_MEANINGS[pattern]]
             case StringConstraints(max_length=length, pattern=pattern):
                 parts.append(f"≤ {length} {unit}")
                 if isinstance(pattern, str):
@@ -150,6 +157,19 @@ def _bounds(field: FieldInfo) -> str:
     if low is not None and high is not None:
         parts.insert(0, f"{low}..{high}")
     return "; ".join(parts)
+
+
+def _present(annotation: Any) -> Any:
+    """The type of an optional field when it is given."""
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    return inner[0] if _is_optional(annotation) and len(inner) == 1 else annotation
+
+
+def _inner_constraints(annotation: Any) -> Iterator[Any]:
+    """Of `Annotated[X, …] | None`: there they stand beside X and not on the field."""
+    inner = _present(annotation)
+    if inner is not annotation and hasattr(inner, "__metadata__"):
+        yield from _constraints(list(inner.__metadata__))
 
 
 def _constraints(metadata: list[Any]) -> Iterator[Any]:

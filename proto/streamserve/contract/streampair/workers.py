@@ -15,7 +15,6 @@ from streamserve.contract.streampair.fields import (
     Int,
     JsonObject,
     MapKey,
-    MapValue,
     ModelName,
     OptionalSubdomain,
     Quantity,
@@ -26,13 +25,26 @@ from streamserve.contract.streampair.fields import (
     SpecModel,
     Subdomain,
 )
+from streamserve.contract.streampair.pods import (
+    EnvVar,
+    LocalReference,
+    SecurityContext,
+    StringMap,
+    Toleration,
+    TopologySpreadConstraint,
+    VolumeMount,
+)
 
 MAX_REPLICAS_PER_LANE = 8
 
 Args = Annotated[dict[FlagName, FlagValue], Field(max_length=128)]
-StringMap = Annotated[dict[MapKey, MapValue], Field(max_length=64)]
 Quantities = Annotated[dict[MapKey, Quantity], Field(max_length=32)]
 JsonObjects = Annotated[tuple[JsonObject, ...], Field(max_length=64)]
+Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=64)]
+SpreadConstraints = Annotated[tuple[TopologySpreadConstraint, ...], Field(max_length=16)]
+VolumeMounts = Annotated[tuple[VolumeMount, ...], Field(max_length=64)]
+EnvVars = Annotated[tuple[EnvVar, ...], Field(max_length=128)]
+PullSecrets = Annotated[tuple[LocalReference, ...], Field(max_length=16)]
 
 
 class SecretRef(SpecModel):
@@ -133,17 +145,19 @@ class Template(SpecModel):
     affinity: Annotated[JsonObject, Cold(), Field(description="added to the affinity that `placement` makes")] = Field(
         default_factory=dict
     )
-    tolerations: Annotated[JsonObjects, Cold(), Field(description="taints the pods accept, of GPU nodes say")] = ()
-    topology_spread_constraints: Annotated[JsonObjects, Cold(), Field(description="how lanes spread over zones")] = ()
+    tolerations: Annotated[Tolerations, Cold(), Field(description="taints the pods accept, of GPU nodes say")] = ()
+    topology_spread_constraints: Annotated[
+        SpreadConstraints, Cold(), Field(description="how lanes spread over zones")
+    ] = ()
     volumes: Annotated[JsonObjects, Cold(), Field(description="extra volumes, a model cache say")] = ()
-    volume_mounts: Annotated[JsonObjects, Cold(), Field(description="where those volumes appear")] = ()
+    volume_mounts: Annotated[VolumeMounts, Cold(), Field(description="where those volumes appear")] = ()
     env: Annotated[
-        JsonObjects, Cold(), Field(description="extra environment; variables that we set are refused by name")
+        EnvVars, Cold(), Field(description="extra environment; variables that we set are refused by name")
     ] = ()
     service_account_name: Annotated[
         OptionalSubdomain, Cold(), Field(description="identity of the pods; empty means ours, without rights")
     ] = ""
-    image_pull_secrets: Annotated[JsonObjects, Cold(), Field(description="for a private registry")] = ()
+    image_pull_secrets: Annotated[PullSecrets, Cold(), Field(description="for a private registry")] = ()
     priority_class_name: Annotated[
         OptionalSubdomain, Cold(), Field(description="who is evicted first when a node is full")
     ] = ""
@@ -151,8 +165,8 @@ class Template(SpecModel):
         OptionalSubdomain, Cold(), Field(description="container runtime, `nvidia` on some clusters")
     ] = ""
     security_context: Annotated[
-        JsonObject, Cold(), Field(description="over the restricted defaults, field by field")
-    ] = Field(default_factory=dict)
+        SecurityContext, Cold(), Field(description="over the restricted defaults, field by field")
+    ] = Field(default_factory=SecurityContext)
 
 
 class Role(SpecModel):
