@@ -13,6 +13,7 @@ the requests to lane 0; the last test shows that with RoundRobin.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 
 import pytest
@@ -26,9 +27,11 @@ from .switch import route_by
 LOADED, OTHER = "lane-0", "lane-1"
 STEER_SECONDS = 0.3
 SHARE = 0.9
-PER_SECOND = 40.0
+PER_SECOND, MAX_TOKENS = 25.0, 8
 WARM_SECONDS, CALM_SECONDS, LOADED_SECONDS = 0.5, 1.0, 1.2
-ATTEMPTS, LATE_SECONDS, PAUSE_SECONDS = 3, 0.1, 3.0
+ATTEMPTS, PAUSE_SECONDS = 4, 3.0
+# A request takes 0.2 s when nothing is in its way.
+LATE_SECONDS, SLOW_SECONDS = 0.1, 0.5
 # (worker, foreign requests, tokens of each prompt): the batch on decode gets long, or the queue before prefill.
 LOADS = {
     "its decode worker": ("lane-0-decode-0", 24, 32),
@@ -39,14 +42,16 @@ LOADS = {
 async def served(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
     """Requests before the foreign load came, and those from 300 ms after the worker had it until it went.
 
-    A scenario in which this process itself had to wait for a processor says nothing about 300 ms: it is played again,
-    whatever came of it; the last one counts.
+    On a machine that is busy with something else 300 ms say nothing, and requests that take long pile up on lane 1
+    until it is loaded as well. So a scenario in which this process had to wait for a processor, or in which requests
+    were slow before there was any load, is played again, whatever came of it; the last one counts.
     """
     for left in reversed(range(ATTEMPTS)):
         async with watched_loop() as lateness:
             found = await _played(fleet, load)
-        print(f"the test's own loop was late by {1e3 * lateness.seconds:.0f} ms at most")
-        if lateness.seconds < LATE_SECONDS or not left:
+        usual = statistics.median(sent.seconds or 0.0 for sent in found[0])
+        print(f"the test's own loop was late by {1e3 * lateness.seconds:.0f} ms; a request took {usual:.2f} s")
+        if (lateness.seconds < LATE_SECONDS and usual < SLOW_SECONDS) or not left:
             break
         await asyncio.sleep(PAUSE_SECONDS)
     return found
@@ -54,7 +59,7 @@ async def served(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
 
 async def _played(fleet: LocalFleet, load: str) -> tuple[list[Sent], list[Sent]]:
     name, requests, prompt_tokens = LOADS[load]
-    async with SteadyLoad(fleet.grpc, per_second=PER_SECOND) as steady:
+    async with SteadyLoad(fleet.grpc, per_second=PER_SECOND, max_tokens=MAX_TOKENS) as steady:
         await asyncio.sleep(WARM_SECONDS + CALM_SECONDS)
         loading_at = time.monotonic()
         async with behind_the_back(fleet[name], requests=requests, prompt_tokens=prompt_tokens) as accepted_at:
