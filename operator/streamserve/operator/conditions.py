@@ -115,6 +115,14 @@ def refused(message: str, generation: int) -> tuple[Condition, ...]:
     )
 
 
+def followed(desired: Desired, role: str, generation: int) -> Condition:
+    """Of a StreamPairScaler: whether its number is the one that is taken."""
+    note = "; ".join(note for note in desired.replicas.notes if note.startswith(role))
+    if note:
+        return Condition("Followed", "False", "Clamped", note, generation)
+    return Condition("Followed", "True", "AsAsked", f"{desired.replicas.of(role)} in each lane", generation)
+
+
 def serving(observed: Observed) -> list[str]:
     """The processes whose echo counts: workers that are up and stay, and every router that has answered."""
     workers = [pod.name for pod in observed.pods if pod.container_ready and not pod.leaving]

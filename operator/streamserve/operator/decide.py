@@ -27,7 +27,8 @@ from streamserve.operator.site import Site
 class Decision:
     """`status` is None where the stored one is right. `config` is what Redis shall hold, None to leave it alone.
 
-    `events` are the conditions that changed. `scalers`: the status of each StreamPairScaler by (kind, name).
+    `events` are the conditions that changed. `scalers`: the status of each StreamPairScaler that is not as
+    it should be, by (kind, name). `again_seconds`: decide again after that long, whatever happens.
     """
 
     actions: tuple[Action, ...] = ()
@@ -35,6 +36,7 @@ class Decision:
     events: tuple[Condition, ...] = ()
     config: RuntimeConfig | None = None
     scalers: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    again_seconds: float | None = None
 
 
 def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) -> Decision:
@@ -57,7 +59,8 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
         status=_if_changed(stored, status.status(facts, after)),
         events=events,
         config=None if pair.spec.paused else wanted.config,
-        scalers=status.scaler_statuses(wanted),
+        scalers=status.scalers_changed(wanted, observed, now),
+        again_seconds=step.rollout.again_seconds,
     )
 
 

@@ -25,7 +25,15 @@ from typing import Final
 
 from streamserve.contract import lanes as planner
 from streamserve.contract import launch
-from streamserve.contract.lanes import FAILURES_LIMIT, LaneNow, RetireLane, RetireWorker, Slot, StartLane
+from streamserve.contract.lanes import (
+    FAILURES_LIMIT,
+    LOST_AFTER_SECONDS,
+    LaneNow,
+    RetireLane,
+    RetireWorker,
+    Slot,
+    StartLane,
+)
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason
 from streamserve.operator.builders import worker_pods
@@ -34,18 +42,23 @@ from streamserve.operator.observe import READY, Observed, Owner, Pod
 
 STUCK_SECONDS: Final = 60.0
 MIXED: Final = "mixed"
+_MARGIN_SECONDS: Final = 1.0
 _OF_THE_LANE: Final = frozenset({Reason.REVISION_CHANGED, Reason.SCALED_DOWN})
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """`halted` and `needs_surge` say why it does not go on although something is left to do."""
+    """`halted` and `needs_surge` say why it does not go on although something is left to do.
+
+    `again_seconds`: after that long the decision may be another one although nothing else has changed.
+    """
 
     actions: tuple[Action, ...]
     lanes: tuple[LaneNow, ...]
     halted: str = ""
     needs_surge: bool = False
     done: bool = False
+    again_seconds: float | None = None
 
 
 def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
@@ -66,7 +79,27 @@ def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
         and desired.wanted.max_unavailable + desired.wanted.max_surge == 0
         and any(lane.ready and lane.revision != desired.wanted.revision and not lane.retiring for lane in lanes)
     )
-    return Rollout(tuple(actions), lanes, halted, needs_surge, plan.done and not actions)
+    return Rollout(
+        actions=tuple(actions),
+        lanes=lanes,
+        halted=halted,
+        needs_surge=needs_surge,
+        done=plan.done and not actions,
+        again_seconds=_again(lanes, observed, desired, now),
+    )
+
+
+def _again(lanes: tuple[LaneNow, ...], observed: Observed, desired: Desired, now: float) -> float | None:
+    """The nearest of: a drain's end, a stuck pod's, a fenced lane that counts as lost, a start that took too long."""
+    ends = [pod.deletion_seconds + STUCK_SECONDS for pod in observed.pods if pod.deletion_seconds is not None]
+    drain = desired.pair.spec.update.drain_seconds
+    ends += [pod.drain_since_seconds + drain for pod in observed.pods if pod.drain and pod.deletion_seconds is None]
+    for lane in lanes:
+        if not lane.ready and not lane.retiring:
+            limit = LOST_AFTER_SECONDS if lane.was_ready else desired.wanted.ready_seconds
+            ends.append(now - lane.unready_seconds + limit)
+    left = [end - now for end in ends if end >= now]
+    return min(left) + _MARGIN_SECONDS if left else None
 
 
 def lanes_of(pods: Iterable[Pod], desired: Desired, now: float) -> tuple[LaneNow, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from streamserve.operator import naming, scale
 from streamserve.operator.builders import parts, scalers
-from streamserve.operator.conditions import Condition, Facts
+from streamserve.operator.conditions import Condition, Facts, followed, transitions
 from streamserve.operator.desired import Desired
+from streamserve.operator.observe import Observed
 
 
 def status(facts: Facts, conditions: Iterable[Condition]) -> dict[str, Any]:
@@ -36,17 +37,28 @@ def refused(stored: dict[str, Any], generation: int, conditions: Iterable[Condit
     return {**stored, "observedGeneration": generation, "conditions": [each.to_status() for each in conditions]}
 
 
-def scaler_statuses(desired: Desired) -> dict[tuple[str, str], dict[str, Any]]:
-    """For each StreamPairScaler what its /scale reports: pods of the role in each lane, and how to find them all."""
-    name = desired.pair.metadata.name
-    return {
-        (scalers.KIND, naming.child_name(name, role)): {
+def scalers_changed(desired: Desired, observed: Observed, now: float) -> dict[tuple[str, str], dict[str, Any]]:
+    """What /scale of each StreamPairScaler shall report, where it does not: pods of the role in each lane, and how to
+    find them all. `Followed` says whether the number that was asked for is the number that is taken."""
+    name, found = desired.pair.metadata.name, {}
+    for role in scale.external(desired.pair):
+        key = (scalers.KIND, naming.child_name(name, role))
+        child = observed.children.get(key)
+        if child is None:
+            continue
+        stored = child.live.get("status", {})
+        generation = int(child.live["metadata"].get("generation", 0))
+        said = followed(desired, role, generation)
+        after, _ = transitions(stored.get("conditions", ()), [said], now)
+        wanted = {
+            "observedGeneration": generation,
             "replicas": desired.replicas.of(role),
             "selector": naming.worker_selector(name, role),
-            "message": "; ".join(note for note in desired.replicas.notes if note.startswith(role)),
+            "conditions": [each.to_status() for each in after],
         }
-        for role in scale.external(desired.pair)
-    }
+        if wanted != stored:
+            found[key] = wanted
+    return found
 
 
 def _role(facts: Facts, role: str) -> dict[str, Any]:

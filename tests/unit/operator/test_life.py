@@ -262,6 +262,34 @@ def test_an_evicted_pod_is_replaced(make_body: MakeBody, site: Site) -> None:
     assert cluster.picture() == before
 
 
+def test_a_revision_that_never_gets_ready_halts_when_its_time_is_over(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.edit(make_body(DEFAULTS | {IMAGE: "registry.example/b:1"}, generation=2))
+    while not any(pod.lane == 0 and pod.drain == "" and pod.gate is None for pod in cluster.pods):
+        cluster.reconcile()
+        cluster.tick()
+    cluster.reports = None
+    again = cluster.decide().again_seconds
+    assert again is not None
+    assert again > 100
+    cluster.now += again
+    cluster.reconcile()
+    assert cluster.condition("Progressing")["reason"] == "RolloutHalted"
+    assert "is not ready after 240 s" in cluster.condition("Degraded")["message"]
+    assert cluster.decide().again_seconds is None
+
+
+def test_a_drain_ends_with_its_time_when_the_worker_does_not_answer(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS | {"lanes": 1}), site)
+    cluster.edit(make_body(DEFAULTS | {"lanes": 0}, generation=2))
+    cluster.reconcile()
+    decision = cluster.decide()
+    assert decision.actions == ()
+    assert decision.again_seconds == 11.0
+    cluster.now += 11.0
+    assert [type(action) for action in cluster.decide().actions] == [Delete, Delete]
+
+
 @settings(max_examples=20, deadline=None)
 @given(edits=st.lists(EDITS, min_size=1, max_size=3), seed=SEEDS)
 def test_from_any_history_the_end_is_that_of_a_fresh_pair(

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from streamserve.contract.streampair import StreamPair
 from streamserve.operator.accept import accept
 from streamserve.operator.scale import Replicas, replicas
+from streamserve.operator.site import Site
+
+from .cluster import Cluster
 
 MakeBody = Callable[..., dict[str, Any]]
 BOTH = {"prefill.scaling": {"mode": "External"}, "decode.scaling": {"mode": "External"}}
@@ -78,3 +81,31 @@ def test_whatever_is_asked_for_the_ratio_holds_and_taking_it_again_changes_nothi
     assert low * taken.prefill <= 100 * taken.decode <= high * taken.prefill
     again = replicas(pair, {"prefill": taken.prefill, "decode": taken.decode}, {})
     assert again == Replicas(taken.prefill, taken.decode)
+
+
+def test_a_scaler_is_seeded_once_then_left_to_the_autoscaler_and_told_what_is_taken(
+    make_body: MakeBody, site: Site
+) -> None:
+    cluster = Cluster(make_body({**DECODE, "decode.replicas": 2}), site)
+    cluster.settle()
+    key = ("StreamPairScaler", "tiny-decode")
+    assert cluster.objects[key]["spec"] == {"pairName": "tiny", "role": "Decode", "replicas": 2}
+    cluster.objects[key]["spec"]["replicas"] = 7
+    cluster.settle()
+    assert cluster.objects[key]["spec"]["replicas"] == 7
+    assert {pod.slot.index for pod in cluster.pods if pod.slot.role == "decode"} == {0, 1, 2, 3}
+    told = cluster.decide().scalers[key]
+    assert (told["replicas"], told["selector"]) == (4, "streamserve.io/pair=tiny,streamserve.io/role=decode")
+    assert [(each["type"], each["status"], each["reason"]) for each in told["conditions"]] == [
+        ("Followed", "False", "Clamped")
+    ]
+    cluster.objects[key]["status"] = told
+    assert cluster.decide().scalers == {}
+
+
+def test_a_role_that_comes_back_to_the_spec_has_no_scaler(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body(DECODE), site)
+    cluster.settle()
+    cluster.edit(make_body({}, generation=2))
+    cluster.settle()
+    assert not [key for key in cluster.objects if key[0] == "StreamPairScaler"]

@@ -15,9 +15,8 @@ KIND = "StreamPairScaler"
 
 def scaler(pair: StreamPair, role: str) -> Manifest:
     name = naming.child_name(pair.metadata.name, role)
-    return naming.manifest(
-        pair, API_VERSION, KIND, name, role, {"spec": {"pair": pair.metadata.name, "role": role.capitalize()}}
-    )
+    spec = {"pairName": pair.metadata.name, "role": role.capitalize()}
+    return naming.manifest(pair, API_VERSION, KIND, name, role, {"spec": spec})
 
 
 def seed(replicas: int) -> Manifest:
