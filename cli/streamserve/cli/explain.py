@@ -24,27 +24,43 @@ TIMEOUT_SECONDS: Final = 10.0
 # Any id of any vocabulary will do: routing looks at lengths, and this one is in all of them.
 _SOME_TOKEN: Final = 2
 
+EPILOG: Final = """\
+Each column is a pair of prefill and decode worker, each row a term of its predicted cost. The cheapest one is chosen;
+what cannot serve stands below with the reason. Nothing is sent to a worker, and nothing is booked.
+
+examples:
+  streamserve explain --prompt-tokens 500 --max-tokens 128
+  streamserve explain --workload gsm8k "Natalia sold 48 clips in April and"
+  streamserve explain --json | jq -r .chosen
+
+exit status:
+  0 a lane can serve, 1 none can or the router does not answer, 2 wrong usage"""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="show how a request would be routed, term by term",
         description="Show which lane a request would get now, and what every candidate would cost, in seconds.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     client.add_server_option(parser)
     parser.add_argument(
         "--workload", default="", metavar="NAME", help="class for acceptance and SLO (default: default)"
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="output length the request would ask for")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="tokens the request would ask for (the server's default: 256)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--prompt-tokens",
         type=int,
         metavar="N",
-        help=f"length of an imagined prompt (default {DEFAULT_PROMPT_TOKENS})",
+        help=f"length of an imagined prompt in tokens (default {DEFAULT_PROMPT_TOKENS})",
     )
-    what.add_argument("prompt", metavar="PROMPT", nargs="?", help="a real prompt")
+    what.add_argument("prompt", metavar="PROMPT", nargs="?", help="a real prompt, in place of --prompt-tokens")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,7 +30,10 @@ examples:
   echo "def fibonacci(n):" | streamserve generate --workload humaneval -
 
 --json prints one object per chunk: attempt, first_token_index, token_ids, text; the first one also has route, the
-last one finish_reason, usage (with depths_seen) and route."""
+last one finish_reason, usage (with depths_seen) and route.
+
+exit status:
+  0 answered, 1 the request failed or nobody answers, 2 wrong usage"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

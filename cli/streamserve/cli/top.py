@@ -32,18 +32,38 @@ COLUMNS: Final = (
     "config",
 )
 
+EPILOG: Final = """\
+columns:
+  running, waiting    requests in the engine's batch and before it
+  KV used             part of the engine's KV cache that is in use
+  depth               speculation depth of the last step; an idle worker shows its last one
+  accepted            part of all draft tokens so far that were accepted
+  tokens/step         mean tokens that one request gets from a step
+  tokens/s            predicted from the step time at this batch; 0 when nothing runs
+  age                 of the worker's last signals
+  config              generation of the settings in force
+
+examples:
+  streamserve top
+  streamserve top --once | grep -v Ready
+  streamserve top --json --interval 5 | jq -c '.lanes[] | [.name, .state]'
+
+In a pipe one table is printed, as with --once."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "top",
         help="watch lanes and workers",
         description="Watch lanes and workers as the router sees them. Ctrl-C ends it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     client.add_server_option(parser)
     parser.add_argument("--once", action="store_true", help="print one table and exit")
     parser.add_argument("--json", action="store_true", help="print one JSON object per refresh")
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="S", help="seconds between refreshes (default 1)"
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between refreshes, at least 0.1 (default 1)"
     )
 
 

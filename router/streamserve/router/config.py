@@ -23,12 +23,13 @@ in Redis (every worker registers there) and in the --fleet file; either suffices
 A lane takes traffic once the router has seen fresh signals of it and a canary transfer has passed; /readyz on the
 metrics address answers 200 from the first such lane on.
 
+SIGINT or SIGTERM stops it: new requests are refused, running streams may end within --drain-seconds.
+Exit status: 0 stopped as asked, 1 a part of it failed, 2 it could not start as asked.
+
+example:
   streamserve-router --namespace local --pair tiny --pair-uid 7d0f \\
       --redis redis://127.0.0.1:6379/0 --grpc 127.0.0.1:50051 --http 127.0.0.1:8000 --metrics 127.0.0.1:9090 \\
-      --config config.json
-
-SIGINT or SIGTERM stops it: new requests are refused, running streams may end within --drain-seconds.
-Exit status: 0 stopped as asked, 1 a part of it failed, 2 it could not start as asked."""
+      --config config.json"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +66,51 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--grpc", required=True, metavar="HOST:PORT", help="InferenceService and AdminService")
     where.add_argument("--http", metavar="HOST:PORT", help="OpenAI-compatible API; without it there is none")
     where.add_argument("--metrics", required=True, metavar="HOST:PORT", help="/metrics, /healthz and /readyz")
-    where.add_argument("--ready-file", type=Path, metavar="PATH", help="written once bound: JSON of the addresses")
+    where.add_argument(
+        "--ready-file", type=Path, metavar="PATH", help='written once bound: {"grpc", "http", "metrics"}'
+    )
     sources = parser.add_argument_group("what it listens to")
-    sources.add_argument("--redis", metavar="URL", help=f"signals and configuration; default ${REDIS_VARIABLE}")
+    sources.add_argument(
+        "--redis",
+        metavar="URL",
+        help=f"signals and configuration (default ${REDIS_VARIABLE}; without either, --fleet alone)",
+    )
     sources.add_argument("--config", required=True, type=Path, metavar="FILE", help="runtime configuration, watched")
     sources.add_argument("--fleet", type=Path, metavar="FILE", help='{"workers": [{"id", "role", "lane", …}]}, watched')
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--stall-seconds", type=float, default=20.0, metavar="S", help="a silent worker counts as lost (20)"
+        "--stall-seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="a worker that is silent for so many seconds counts as lost (default 20)",
     )
     limits.add_argument(
-        "--slow-consumer-seconds", type=float, default=30.0, metavar="S", help="a client that reads nothing (30)"
+        "--slow-consumer-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="a client that reads nothing for so many seconds is given up (default 30)",
     )
-    limits.add_argument("--drain-seconds", type=float, default=20.0, metavar="S", help="for running streams (20)")
+    limits.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="longest wait for running streams at the end, in seconds (default 20)",
+    )
     security = parser.add_argument_group("mutual TLS, for clients of gRPC and towards the workers")
     security.add_argument("--tls-ca", type=Path, metavar="FILE", help="authority that signs the peers, PEM")
     security.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate, PEM")
     security.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
     process = parser.add_argument_group("process")
     process.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
-    process.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    process.add_argument(
+        "--log-level",
+        default="INFO",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="least level that is logged (default INFO)",
+    )
     return parser
 
 

@@ -22,15 +22,19 @@ METHODS = ("None", "DraftModel", "Eagle", "Eagle3", "Mtp", "Ngram", "Suffix", "M
 _DESCRIPTION = """\
 One worker of a lane: a prefill worker computes prompts and holds their KV cache, a decode worker pulls it and
 streams tokens. It serves streamserve.v1.WorkerService to routers, publishes its signals to Redis and takes its
-runtime configuration from a file and from Redis. `streamserve up` and the operator start it; by hand:
-
-  streamserve-worker --role decode --engine Simulator --id lane-0-decode-0 --lane lane-0 --revision r1 \\
-      --namespace local --pair demo --pair-uid 1 --config config.json
+runtime configuration from a file and from Redis. `streamserve up` and the operator start it.
 """
 _EPILOG = """\
 SIGTERM drains: new requests are refused, running ones finish, at most --drain-seconds. Exit status: 0 after a
 graceful stop, 1 when the engine died, 2 when the worker could not start as asked, 3 when the engine does not take its
 arguments and another start would end the same way.
+
+examples:
+  streamserve-worker --role decode --engine Simulator --id lane-0-decode-0 --lane lane-0 --revision r1 \\
+      --namespace local --pair demo --pair-uid 1 --config config.json
+  streamserve-worker --role prefill --model examples/models/tiny-target --engine-args '{"max-num-seqs": "16"}' \\
+      --id lane-0-prefill-0 --lane lane-0 --revision r1 --namespace local --pair demo --pair-uid 1 \\
+      --config config.json --ready-file ready.json --record calibration.json
 """
 
 
@@ -82,24 +86,38 @@ def parser() -> argparse.ArgumentParser:
 
     engine = p.add_argument_group("the engine")
     add_engine_options(engine)
-    engine.add_argument("--nixl", default="127.0.0.1:0", metavar="HOST:PORT", help="where KV is handed over")
+    engine.add_argument(
+        "--nixl", default="127.0.0.1:0", metavar="HOST:PORT", help="where KV is handed over; default: 127.0.0.1:0"
+    )
     engine.add_argument(
         "--calibration", type=Path, metavar="FILE", help="what the simulator replays; default: built in"
     )
     engine.add_argument("--record", type=Path, metavar="FILE", help="write a calibration of this engine there")
 
     where = p.add_argument_group("where it talks (port 0: any free one; the ready file says which)")
-    where.add_argument("--grpc", default="127.0.0.1:0", metavar="HOST:PORT", help="WorkerService, health, reflection")
+    where.add_argument(
+        "--grpc",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="WorkerService, health, reflection; default: 127.0.0.1:0",
+    )
     where.add_argument(
         "--advertise", metavar="HOST:PORT", help="address that routers shall use; default: the bound one"
     )
-    where.add_argument("--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="/metrics /healthz /readyz")
+    where.add_argument(
+        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="/metrics /healthz /readyz; default: 127.0.0.1:0"
+    )
     where.add_argument("--redis", metavar="URL", help=f"default: ${REDIS_VARIABLE}; without either, no signals")
     where.add_argument("--config", type=Path, required=True, metavar="FILE", help="runtime configuration, watched")
     where.add_argument("--ready-file", type=Path, metavar="PATH", help='written once it serves: {"grpc", "metrics"}')
-    where.add_argument("--tls-ca", type=Path, metavar="FILE", help="mutual TLS: all three files or none")
-    where.add_argument("--tls-certificate", type=Path, metavar="FILE")
-    where.add_argument("--tls-key", type=Path, metavar="FILE")
+    where.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="authority that signs the peers, PEM; mutual TLS takes all three files or none",
+    )
+    where.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate, PEM")
+    where.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
 
     life = p.add_argument_group("its life")
     life.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
@@ -108,16 +126,21 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=DEFAULT_DRAIN_SECONDS,
         metavar="S",
-        help=f"longest drain after SIGTERM; default: {DEFAULT_DRAIN_SECONDS:g}",
+        help=f"longest drain after SIGTERM, in seconds; default: {DEFAULT_DRAIN_SECONDS:g}",
     )
     life.add_argument(
         "--slow-reader-seconds",
         type=float,
         default=SLOW_READER_SECONDS,
         metavar="S",
-        help=f"a stream of which nothing is read for so long is ended; default: {SLOW_READER_SECONDS:g}",
+        help=f"a stream of which nothing is read for so many seconds is ended; default: {SLOW_READER_SECONDS:g}",
     )
-    life.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    life.add_argument(
+        "--log-level",
+        default="INFO",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="least level that is logged; default: INFO",
+    )
     return p
 
 
@@ -137,7 +160,7 @@ def add_engine_options(engine: argparse._ActionsContainer) -> None:
         "--engine-args",
         default="{}",
         metavar="JSON",
-        help='engine flags without dashes, as one JSON object: {"max-model-len": "4096"}',
+        help='engine flags without dashes, as one JSON object: {"max-model-len": "4096"}; default: none',
     )
 
 

@@ -38,7 +38,10 @@ examples:
   streamserve up -f examples/local/streampair.yaml --engine Simulator --lanes 3
   streamserve up -f streampair.yaml --grpc 127.0.0.1:0 --http 127.0.0.1:0 --ready-file ready.json
 
-Ctrl-C stops everything within 30 s, a second Ctrl-C at once. Port 0 takes any free port; the ready file says which."""
+Ctrl-C stops everything within 30 s, a second Ctrl-C at once. Port 0 takes any free port; the ready file says which.
+
+exit status:
+  0 stopped as asked, 1 a part of it failed, 2 refused: each problem on a line of its own"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,10 +68,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--redis", metavar="URL", help="use this Redis (redis://[:password@]host:port/0), start none of our own"
     )
-    parser.add_argument("--engine", choices=("Vllm", "Simulator"), help="over spec.engine.kind")
-    parser.add_argument("--lanes", type=int, metavar="N", help="over spec.lanes, until the file's value is edited")
+    parser.add_argument("--engine", choices=("Vllm", "Simulator"), help="in place of spec.engine.kind")
     parser.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help="JSON with grpc, http, redis, written once every lane is ready"
+        "--lanes", type=int, metavar="N", help="in place of spec.lanes, 0 to 256, until the file's value is edited"
+    )
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        help="JSON with grpc, http, metrics and redis as host:port, written once every lane takes traffic",
     )
 
 
