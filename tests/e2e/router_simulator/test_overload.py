@@ -46,7 +46,7 @@ ROOM = SLOTS + 2
 MAX_QUEUED = 6
 MAX_QUEUE_SECONDS = 2.0
 # An answer takes 0.45 s when nobody is in its way.
-PATIENCE_SECONDS = (1.2, 2.0, 4.0)
+PATIENCE_SECONDS = (0.7, 1.2, 4.0)
 AT_ONCE_SECONDS = 0.3
 ATTEMPTS, LATE_SECONDS, PAUSE_SECONDS = 3, 0.1, 3.0
 REASONS = {"QUEUE_FULL", "QUEUE_TIMEOUT", "INFEASIBLE_DEADLINE"}
@@ -177,7 +177,14 @@ def test_neither_the_routers_queue_nor_the_engines_grows_beyond_its_bound(flood:
 def test_what_is_let_in_keeps_its_deadline_however_short(flood: Flood) -> None:
     assert all(len(one.answer.token_ids) == TOKENS for one in flood.served)
     assert all(one.seconds <= one.patience for one in flood.served)
-    assert {one.patience for one in flood.served} == set(PATIENCE_SECONDS), "a kind of client got nothing"
+    assert {one.patience for one in flood.served} >= set(PATIENCE_SECONDS[1:]), "a kind of client got nothing"
+
+
+def test_who_has_too_little_time_behind_a_busy_engine_is_told_so_at_once(flood: Flood) -> None:
+    """An answer takes 0.45 s, a full engine may add 0.4 s: 0.7 s is enough only while a slot is free."""
+    reasons = [(one.patience, one.answer.error.reason) for one in flood.refused if one.answer.error is not None]
+    assert (PATIENCE_SECONDS[0], "INFEASIBLE_DEADLINE") in reasons
+    assert (PATIENCE_SECONDS[-1], "INFEASIBLE_DEADLINE") not in reasons
 
 
 def test_overload_costs_no_goodput(flood: Flood) -> None:
