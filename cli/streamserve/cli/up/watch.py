@@ -21,6 +21,8 @@ from streamserve.contract.streampair import Problem, StreamPair, load_file
 from streamserve.contract.streampair.enums import EngineKind
 
 SETTLE_SECONDS: Final = 0.08
+# Longer than an editor takes between its unlink and its rename.
+GONE_SECONDS: Final = 1.0
 # A change time further back than this is a clock that was set, or a file that came with its times.
 _CREDIBLE_SECONDS: Final = 5.0
 
@@ -69,12 +71,22 @@ def parse(content: bytes, file: Path, overrides: Overrides) -> StreamPair | list
 
 
 async def watch(file: Path, overrides: Overrides, seen: bytes) -> AsyncIterator[Edited]:
-    """Every version after the one whose bytes are `seen`. Ends when cancelled."""
+    """Every version after the one whose bytes are `seen`; a file that stays away is told once. Ends when cancelled."""
+    gone_since: float | None = None
+    gone_told = False
     async for _ in watchfiles.awatch(
         *_folders(file), recursive=False, step=10, debounce=30, rust_timeout=500, yield_on_timeout=True
     ):
         content = _bytes_of(file)
-        if content is None or content == seen:
+        if content is None:
+            now = time.monotonic()
+            gone_since = now if gone_since is None else gone_since
+            if now - gone_since >= GONE_SECONDS and not gone_told:
+                gone_told = True
+                yield Edited([Problem("", 1, 1, "cannot be read any more: put it back, `up` goes on reading it")], now)
+            continue
+        gone_since, gone_told = None, False
+        if content == seen:
             continue
         saved_at = _saved_at(file)
         version = parse(content, file, overrides)
