@@ -79,7 +79,9 @@ class Facts:
 
     @property
     def ready_lanes(self) -> int:
-        return sum(lane.ready for lane in self.step.rollout.lanes)
+        """Lanes of any revision that take traffic, as their pods say: a pod of each role is ready."""
+        roles = [{pod.lane for pod in self.observed.pods if pod.serves and pod.slot.role == r} for r in naming.ROLES]
+        return len(set.intersection(*roles))
 
     @property
     def applied(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from streamserve.contract import launch
@@ -44,11 +44,12 @@ def diff(desired: Desired, observed: Observed, now: float) -> Step:
     blocked = {key: observed.others[key] for key in _wanted_keys(desired) if key in observed.others}
     refused = tuple(key for key, owner in blocked.items() if owner is Owner.FOREIGN)
     leftover = tuple(key for key, owner in blocked.items() if owner is Owner.LEFTOVER)
-    now_to_do = rollout(desired, observed, now)
+    gates = tuple(_gates(observed))
+    now_to_do = rollout(desired, _after(gates, observed), now)
     makes_pods = not any(kind in _MOUNTED_BY_PODS for kind, _ in (*refused, *leftover))
     actions = [
         *_objects(desired, observed),
-        *_gates(observed),
+        *gates,
         *(action for action in now_to_do.actions if makes_pods or not isinstance(action, Apply)),
         *_repairs(desired, observed),
         *_unwanted(desired, observed),
@@ -78,7 +79,7 @@ def _objects(desired: Desired, observed: Observed) -> Iterator[Action]:
             yield Apply(made, Reason.CHANGED, field)
 
 
-def _gates(observed: Observed) -> Iterator[Action]:
+def _gates(observed: Observed) -> Iterator[SetGate]:
     """As the routers say. Without a router's word gates stay: a lane that serves is not fenced for Redis' silence."""
     if observed.lanes is None:
         return
@@ -90,6 +91,16 @@ def _gates(observed: Observed) -> Iterator[Action]:
         if ready != bool(pod.gate):
             reason = Reason.LANE_READY if ready else Reason.LANE_FENCED
             yield SetGate(pod.name, pod.uid, ready, reason, report.reason if report else "no router knows the lane")
+
+
+def _after(gates: tuple[SetGate, ...], observed: Observed) -> Observed:
+    """The pods as the gates will make them: a lane that routers have just opened serves already, and counts."""
+    opens = {gate.name: gate.ready for gate in gates}
+    pods = (
+        replace(pod, gate=opens[pod.name], ready=opens[pod.name] and pod.container_ready) if pod.name in opens else pod
+        for pod in observed.pods
+    )
+    return replace(observed, pods=tuple(pods))
 
 
 def _repairs(desired: Desired, observed: Observed) -> Iterator[Action]:

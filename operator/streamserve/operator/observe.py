@@ -115,7 +115,8 @@ class Echo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """`lanes` is None while no router's word has arrived; `echoes` are by pod name, routers included."""
+    """`lanes` is None while no router's word has arrived; `echoes` are by pod name: of every router, with
+    generation 0 while it has not answered, and of the workers that have."""
 
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)

@@ -4,7 +4,7 @@
     StartLane       pods for all its places
     RetireLane      the drain mark on every pod, with the reason that says that the whole lane goes
     StartWorker     a pod for a place that has none: a replica more, or a pod that somebody deleted
-    RetireWorker    the drain mark on one pod
+    RetireWorker    the drain mark on one pod, once a pod of its role that stays serves
 
     marked pod      drained, not running, or past its time → deleted with STOP_SECONDS of grace
                     (a lane's pods go together, when the last of them has finished)
@@ -63,7 +63,7 @@ class Rollout:
 
 def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
     """The next step. `now` is in seconds since the epoch."""
-    lanes = lanes_of(observed.pods, desired, now)
+    lanes = lanes_of(observed.pods, now)
     plan = planner.plan(desired.wanted, lanes)
     halted = plan.halted and _with_pod(plan.halted, observed.pods, desired)
     chosen = one_trial(plan.actions, desired, lanes)
@@ -102,7 +102,7 @@ def _again(lanes: tuple[LaneNow, ...], observed: Observed, desired: Desired, now
     return min(left) + _MARGIN_SECONDS if left else None
 
 
-def lanes_of(pods: Iterable[Pod], desired: Desired, now: float) -> tuple[LaneNow, ...]:
+def lanes_of(pods: Iterable[Pod], now: float) -> tuple[LaneNow, ...]:
     """What the planner is told. A lane takes traffic when one pod of each role does."""
     by_lane: dict[int, list[Pod]] = {}
     for pod in pods:
@@ -174,7 +174,7 @@ def _drains(
             marks[pod.name] = (pod, Reason(action.reason.value))
         if isinstance(action, RetireWorker):
             for pod in by_lane.get(action.lane, ()):
-                if pod.slot == action.slot:
+                if pod.slot == action.slot and not _is_the_last(pod, by_lane[action.lane], desired):
                     marks[pod.name] = (pod, Reason(action.reason.value))
     for pods in by_lane.values():
         if reason := next((pod.drain for pod in pods if pod.drain in _OF_THE_LANE), ""):
@@ -186,6 +186,12 @@ def _drains(
         for _, (pod, reason) in sorted(marks.items())
         if not pod.leaving
     ]
+
+
+def _is_the_last(pod: Pod, lane: list[Pod], desired: Desired) -> bool:
+    """A pod too many that serves stays until one that is to stay serves: its lane shall not stop for it."""
+    staying = (other for other in lane if other.slot.role == pod.slot.role and other.slot in desired.wanted.slots)
+    return pod.serves and not any(other.serves for other in staying)
 
 
 def _deletions(by_lane: dict[int, list[Pod]], observed: Observed, desired: Desired, now: float) -> list[Action]:

@@ -14,6 +14,8 @@ from streamserve.contract.streampair import StreamPair
 from streamserve.operator import naming
 from streamserve.operator.accept import accept
 from streamserve.operator.actions import Action, Delete, Drain
+from streamserve.operator.decide import decide
+from streamserve.operator.observe import Observed
 from streamserve.operator.site import Site
 
 from .cluster import BAD_IMAGE, LAST_LINE, Body, Cluster
@@ -35,12 +37,23 @@ EDITS = st.fixed_dictionaries(
         SURGE: st.integers(0, 2),
     }
 )
+NAMES = st.sampled_from(
+    ["lanes", "update", "model", "decode", "replicas", "template", "labels", "env", "name", "maxSurge"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 300) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=8,
+)
 SEEDS = st.integers(0, 2**32)
 
 
 def keeps_the_budget(cluster: Cluster, action: Action) -> None:
     """To be called after each drain: the lanes that still serve are enough, or the drained one was not serving."""
-    if not isinstance(action, Drain) or action.reason == "ReplicasChanged":
+    if not isinstance(action, Drain):
+        return
+    if action.reason == "ReplicasChanged":
+        assert cluster.serving == getattr(cluster, "served", set()), f"{action.name} was the last of its role"
         return
     spec = cluster.body["spec"]
     floor = spec["lanes"] - min(spec["update"].get("maxUnavailable", 0), spec["lanes"])
@@ -360,6 +373,15 @@ def test_whatever_is_lost_comes_back(
         cluster.tick()
     cluster.settle()
     assert cluster.picture() == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=JSON)
+def test_no_spec_makes_it_raise(make_body: MakeBody, site: Site, spec: Any) -> None:
+    body = make_body()
+    fields = spec if isinstance(spec, dict) else {}
+    decision = decide({**body, "spec": {**body["spec"], **fields} if fields else spec}, site, Observed(), 0.0)
+    assert decision.status is not None
 
 
 def test_the_edits_of_these_tests_are_accepted(make_body: MakeBody) -> None:
