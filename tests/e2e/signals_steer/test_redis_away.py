@@ -107,7 +107,7 @@ async def writer(fleet: LocalFleet) -> AsyncIterator[ConfigPush]:
 
 
 async def _outage(fleet: LocalFleet, away: Away) -> Outage:
-    async with writer(fleet) as push, SteadyLoad(fleet.grpc, per_second=PER_SECOND) as load:
+    async with writer(fleet) as push, SteadyLoad(fleet.grpc, per_second=PER_SECOND, timeout=60) as load:
         await asyncio.sleep(WARM_SECONDS)
         gone_at = time.monotonic()
         await asyncio.to_thread(away.go, fleet)

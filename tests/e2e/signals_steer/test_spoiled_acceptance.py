@@ -25,7 +25,7 @@ from streamserve.v1 import admin_pb2
 SPOILED, OTHER = "lane-1", "lane-0"
 WORKLOAD = "spoiled"
 MAX_TOKENS = 24
-PER_SECOND = 30.0
+PER_SECOND = 20.0
 SOUND_SECONDS, NOTICE_SECONDS, SPOILED_SECONDS = 1.2, 2.0, 1.5
 SHARE = 0.9
 
