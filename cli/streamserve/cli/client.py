@@ -58,6 +58,8 @@ async def open_channel(address: str, files: TlsFiles | None = None) -> AsyncIter
     from streamserve.runtime import grpc as transport
     from streamserve.runtime.errors import SetupError
 
+    if "://" in address:
+        raise Refused(f"--server {address}: write host:port, without {address.partition('://')[0]}://")
     try:
         host, port = transport.split_address(address)
     except SetupError as error:
@@ -94,7 +96,7 @@ def no_handshake(address: str, files: TlsFiles | None) -> str:
     if files is None:
         return (
             f"what listens at {address} does not speak gRPC without TLS: give --tls-ca, --tls-certificate and "
-            "--tls-key, or correct --server"
+            "--tls-key, or correct --server (it is the gRPC address, not the OpenAI API's)"
         )
     return (
         f"no TLS connection with {address}: it speaks no TLS, or {files.ca} did not sign its certificate, or that is "

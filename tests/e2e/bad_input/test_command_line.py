@@ -120,6 +120,9 @@ COMMANDS: dict[str, Case] = {
     "generate with an address that is none": Case(
         ("generate", "--server", "here", "hi"), REFUSED, ("is no address", "write host:port")
     ),
+    "generate with a URL for an address": Case(
+        ("generate", "--server", "http://127.0.0.1:8000", "hi"), REFUSED, ("write host:port, without http://",)
+    ),
     "generate with no time": Case(
         ("generate", "--server", "{server}", "--timeout", "0", "hi"), REFUSED, ("--timeout must be above 0",)
     ),
