@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from streamserve.contract.streampair import StreamPair
 from streamserve.operator.conditions import MAX_MESSAGE_LENGTH, Condition, transitions
 from streamserve.operator.decide import decide
 from streamserve.operator.observe import Echo, Observed, Pod
@@ -163,6 +164,14 @@ def test_the_status_counts_what_there_is(make_body: MakeBody, site: Site) -> Non
         "config": {"generation": 3, "appliedBy": 7, "of": 7},
         "address": "tiny-router.demo.svc:50051",
     }
+
+
+def test_the_status_is_one_that_the_contract_knows(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body(), site)
+    cluster.settle()
+    status = StreamPair.model_validate(cluster.body, by_alias=True, by_name=False).status
+    assert status is not None
+    assert status.model_dump(by_alias=True, mode="json") == cluster.body["status"]
 
 
 def condition(status: str, reason: str = "r", message: str = "m") -> Condition:

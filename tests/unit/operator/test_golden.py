@@ -24,6 +24,8 @@ from streamserve.operator.accept import accept
 from streamserve.operator.desired import Desired, desired
 from streamserve.operator.observe import Observed
 from streamserve.operator.site import Site
+from streamserve.router import config
+from streamserve.worker import options
 
 HERE = Path(__file__).parent
 GPU_EXAMPLE = HERE.parents[2] / "examples" / "gpu" / "streampair.yaml"
@@ -106,6 +108,18 @@ def test_kubernetes_own_models_know_every_field(wanted: Desired) -> None:
             continue
         model = getattr(kubernetes.client, f"V1{made['kind']}")
         assert model.model_validate(made).model_dump(by_alias=True, exclude_none=True) == made
+
+
+def test_worker_and_router_take_the_command_lines_they_are_given(wanted: Desired) -> None:
+    for spec in _pod_specs(wanted):
+        (container,) = spec["containers"]
+        arguments = [argument.replace("$(POD_IP)", "10.0.0.1") for argument in container["args"]]
+        parser = options.parser() if container["command"] == ["streamserve-worker"] else config.parser()
+        given = vars(parser.parse_args(arguments))
+        assert (given["namespace"], given["pair"]) == (wanted.pair.metadata.namespace, wanted.pair.metadata.name)
+        assert {port["containerPort"] for port in container["ports"]} == {
+            int(given[name].rpartition(":")[2]) for name in ("grpc", "http", "metrics", "nixl") if given.get(name)
+        }
 
 
 def test_services_and_budgets_select_the_pods_they_are_for(wanted: Desired) -> None:
