@@ -7,7 +7,7 @@ TIERS := $(wildcard tests/unit tests/contract tests/e2e)
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test test-unit test-e2e test-vllm-0.26 check generate bench bench-simulator \
+.PHONY: help env demo up test test-unit test-e2e test-controlplane test-vllm-0.26 check generate bench bench-simulator \
 	env-vllm-0.26 requirements clean
 .SILENT:
 
@@ -33,6 +33,10 @@ test-unit: env ## The fast tests only: under a minute, no engine
 test-e2e: env ## The end-to-end tests only: real engines, minutes
 	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
+test-controlplane: env ## The CRDs on a real API server, which is built the first time (minutes; cached)
+	$(BIN)/python hack/cluster/build.py
+	$(BIN)/python -m pytest tests/controlplane $(ARGS)
+
 test-vllm-0.26: env-vllm-0.26 ## The worker's tests on vLLM 0.26.0, the version for torch 2.11 and CUDA 13
 	$(ENGINE_ENVIRONMENT) .venv-vllm-0.26/bin/python -m pytest tests/e2e/worker $(ARGS)
 
@@ -42,7 +46,7 @@ env-vllm-0.26: ## Build .venv-vllm-0.26, only for the target above
 check: env ## Format, lint, types, layers, protos, generated files, links and the house rules
 	$(BIN)/python hack/check.py $(ARGS)
 
-generate: env ## Write what is derived: Python from the protos, docs/settings.md from the models
+generate: env ## Write what is derived: Python from the protos, docs/settings.md and crds/ from the models
 	$(BIN)/python hack/generate.py
 
 bench: env ## The benchmark of bench/README.md: one lane against vLLM's own prefill/decode (long)

@@ -9,7 +9,7 @@ import pytest
 
 ROOTS = ("operator", "router", "worker", "proto", "cli")
 TARGETS = {
-    *("env", "demo", "up", "test", "test-unit", "test-e2e", "test-vllm-0.26", "check", "generate"),
+    *("env", "demo", "up", "test", "test-unit", "test-e2e", "test-controlplane", "test-vllm-0.26", "check", "generate"),
     *("bench", "bench-simulator", "requirements", "clean", "help"),
 }
 FOLDERS = [

@@ -100,7 +100,9 @@ def _heads(flag: str) -> str:
 
 
 def _owned(flag: str) -> str:
-    return f"{_heads(flag)}.map(h, h.lowerAscii()).exists(h, !(h in {_FREE}) && {_OWNED}.exists(o, {_MEANT}))"
+    return (
+        f"{_heads(flag)}.map(h, h.lowerAscii()).exists(h, h != '' && !(h in {_FREE}) && {_OWNED}.exists(o, {_MEANT}))"
+    )
 
 
 def _owner(flag: str) -> str:

@@ -47,15 +47,13 @@ def rules_of_keys(schema: Schema) -> Iterator[Placed]:
                 f"must have at most {longest} characters, has {{size}}",
                 {"size": "found.size()"},
             )
-        if "pattern" in bounds:
-            pattern, meaning = bounds["pattern"], PATTERN_MEANINGS[bounds["pattern"]]
-            shown = "(found.size() <= 60 ? found : found.substring(0, 57) + '…')"
-            yield _each_key(
-                "key-pattern", node, f"key.matches({literal(pattern)})", f'"{{key}}" must be {meaning}', {"key": shown}
-            )
-        elif bounds.get("minLength"):
+        if bounds.get("minLength"):
             message = "must not be empty: give it a value or remove the line"
             yield _each_key("key-not-empty", node, "key != ''", message, {})
+        if "pattern" in bounds:
+            matches = f"(key == '' || key.matches({literal(bounds['pattern'])}))"
+            message = f'"{{key}}" must be {PATTERN_MEANINGS[bounds["pattern"]]}'
+            yield _each_key("key-pattern", node, matches, message, {"key": "found"})
 
 
 def rules_of_fixed_fields(settings: Iterable[Setting], schema: Schema, kind: str) -> Iterator[Placed]:

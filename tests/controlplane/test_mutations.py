@@ -1,0 +1,102 @@
+"""Every rule of the CRD is needed: where one is taken out, a bad object of the table gets through.
+
+Each rule has a field and a message of its own, so a case's verdict on one does not depend on the others. Rules are
+therefore taken out several at a time: those that are out must be silent, and all the others must still speak.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.support.api_server import ApiServer
+from tests.support.processes import wait_until
+from tests.support.stream_pairs import TABLE, Cause, causes, create, findings, is_at
+
+from streamserve.contract.streampair.crd import definitions, every_rule
+from streamserve.contract.streampair.crd.validations import Placed, look_up
+
+RULES = list(every_rule())
+BATCHES = 6
+SETTLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A bad case, and the one thing that the API server says to it because of the rule."""
+
+    case: str
+    cause: Cause
+
+
+@pytest.fixture(scope="module")
+def witnesses(server: ApiServer) -> dict[int, Witness]:
+    """For each rule, by its number, the first case that only this rule refuses at this field in these words."""
+    found: dict[int, Witness] = {}
+    for name, case in TABLE["bad"].items():
+        broken, said = findings(case), causes(create(server, case))
+        for number, rule in enumerate(RULES):
+            for cause in said:
+                if number not in found and _speaks(rule, cause, broken):
+                    found[number] = Witness(name, cause)
+    return found
+
+
+def _speaks(rule: Placed, cause: Cause, broken: list[Any]) -> bool:
+    place = ".".join(str(part) for part in rule.node).replace(".[]", "[]") + rule.entry.get("fieldPath", "")
+    shown = cause.field
+    for digit in "0123456789":
+        shown = shown.replace(f"[{digit}]", "[]")
+    if shown != place.lstrip("."):
+        return False
+    return any(
+        each.rule == rule.id and each.message == cause.message and is_at(cause.field, str(each).split(": ")[0])
+        for each in broken
+    )
+
+
+def test_every_rule_refuses_some_object_of_the_table(witnesses: dict[int, Witness]) -> None:
+    assert [(rule.id, rule.node, rule.entry) for number, rule in enumerate(RULES) if number not in witnesses] == []
+
+
+def test_no_two_rules_say_the_same_at_the_same_field(witnesses: dict[int, Witness]) -> None:
+    assert len({(w.case, w.cause) for w in witnesses.values()}) == len(witnesses)
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_a_rule_that_is_taken_out_lets_its_object_through(
+    server: ApiServer, witnesses: dict[int, Witness], batch: int
+) -> None:
+    out = [number for number in witnesses if number % BATCHES == batch]
+    complete = definitions()["streampairs"]
+    try:
+        server.install(_without([RULES[number] for number in out]))
+        probe = witnesses[out[0]]
+        wait_until(
+            lambda: probe.cause not in causes(create(server, TABLE["bad"][probe.case])),
+            seconds=SETTLE_SECONDS,
+            what="the API server uses the changed CRD",
+        )
+        still = {number for number, witness in witnesses.items() if _is_said(server, witness)}
+        assert still == set(witnesses) - set(out)
+    finally:
+        server.install(complete)
+        wait_until(
+            lambda: _is_said(server, witnesses[out[0]]),
+            seconds=SETTLE_SECONDS,
+            what="the API server uses the whole CRD again",
+        )
+
+
+def _is_said(server: ApiServer, witness: Witness) -> bool:
+    return witness.cause in causes(create(server, TABLE["bad"][witness.case]))
+
+
+def _without(removed: list[Placed]) -> dict[str, Any]:
+    definition = definitions()["streampairs"]
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for rule in removed:
+        node = look_up(schema, rule.node)
+        node["x-kubernetes-validations"].remove(rule.entry)
+        if not node["x-kubernetes-validations"]:
+            del node["x-kubernetes-validations"]
+    return definition
