@@ -5,17 +5,11 @@ from typing import Any
 
 import pytest
 from tests.support.api_server import Answer, ApiServer
-from tests.support.stream_pairs import DRY_RUN, PAIRS, SCALERS, TABLE, Cause, causes, document, merged
+from tests.support.stream_pairs import DRY_RUN, PAIRS, SCALER, SCALERS, TABLE, Cause, causes, document, merged
 
 from streamserve.contract.streampair import StreamPair, classify
 
 FIXED = "cannot be changed: create another StreamPair"
-SCALER = {
-    "apiVersion": "streamserve.io/v1alpha1",
-    "kind": "StreamPairScaler",
-    "metadata": {"name": "llama-decode"},
-    "spec": {"pairName": "llama", "role": "Decode"},
-}
 
 
 @pytest.fixture

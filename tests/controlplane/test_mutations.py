@@ -10,9 +10,22 @@ from typing import Any
 import pytest
 from tests.support.api_server import ApiServer
 from tests.support.processes import wait_until
-from tests.support.stream_pairs import TABLE, Cause, causes, create, findings, is_at
+from tests.support.stream_pairs import (
+    DRY_RUN,
+    PAIRS,
+    SCALER,
+    SCALERS,
+    TABLE,
+    Cause,
+    causes,
+    create,
+    document,
+    findings,
+    is_at,
+    merged,
+)
 
-from streamserve.contract.streampair.crd import definitions, every_rule
+from streamserve.contract.streampair.crd import definitions, every_rule, placed_rules
 from streamserve.contract.streampair.crd.validations import Placed, look_up
 
 RULES = list(every_rule())
@@ -87,12 +100,74 @@ def test_a_rule_that_is_taken_out_lets_its_object_through(
         )
 
 
+ROW = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+BAD_KEYS = {"key-length": "k" * 400, "key-not-empty": "", "key-pattern": "-x"}
+
+
+@pytest.mark.parametrize("rule", BAD_KEYS)
+def test_without_the_rules_of_keys_a_bad_key_gets_through(server: ApiServer, rule: str) -> None:
+    out = [each for each in placed_rules()["streampairs"] if each.id == rule]
+
+    def said() -> list[bool]:
+        return [_place(each) in _fields(server, _with_key(each.node, BAD_KEYS[rule])) for each in out]
+
+    assert said() == [True] * len(out)
+    try:
+        server.install(_without(out))
+        wait_until(lambda: not any(said()), seconds=SETTLE_SECONDS, what="bad keys get through")
+    finally:
+        server.install(definitions()["streampairs"])
+        wait_until(lambda: all(said()), seconds=SETTLE_SECONDS, what="the whole CRD is used again")
+
+
+def _place(rule: Placed) -> str:
+    return ".".join(map(str, rule.node)).replace(".[]", "[0]")
+
+
+def _fields(server: ApiServer, body: dict[str, Any]) -> set[str]:
+    return {cause.field for cause in causes(server.call("POST", PAIRS + DRY_RUN, body))}
+
+
+def _with_key(node: tuple[Any, ...], key: str) -> dict[str, Any]:
+    value: Any = {key: "1"}
+    for part in reversed(node):
+        value = [{**ROW, **value}] if part == "[]" else {part: value}
+    body: dict[str, Any] = merged(document({}), value)
+    return body
+
+
+EDITS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "streampairs": (PAIRS, "llama", document({}), {"spec": {"model": {"name": "another"}}}),
+    "streampairscalers": (SCALERS, "llama-decode", SCALER, {"spec": {"role": "Prefill", "pairName": "other"}}),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_without_its_transition_rules_a_fixed_field_can_be_changed(server: ApiServer, name: str) -> None:
+    path, object_name, first, change = EDITS[name]
+    out = [each for each in placed_rules()[name] if each.id in ("fixed", "scaler-name")]
+    made = server.call("POST", path, first)
+    assert made.ok, made.body
+
+    def refused() -> bool:
+        return not server.call("PUT", f"{path}/{object_name}{DRY_RUN}", merged(made.body, change)).ok
+
+    assert refused()
+    try:
+        server.install(_without(out, name))
+        wait_until(lambda: not refused(), seconds=SETTLE_SECONDS, what="the edit gets through")
+    finally:
+        server.install(definitions()[name])
+        wait_until(refused, seconds=SETTLE_SECONDS, what="the whole CRD is used again")
+        server.call("DELETE", f"{path}/{object_name}")
+
+
 def _is_said(server: ApiServer, witness: Witness) -> bool:
     return witness.cause in causes(create(server, TABLE["bad"][witness.case]))
 
 
-def _without(removed: list[Placed]) -> dict[str, Any]:
-    definition = definitions()["streampairs"]
+def _without(removed: list[Placed], name: str = "streampairs") -> dict[str, Any]:
+    definition = definitions()[name]
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     for rule in removed:
         node = look_up(schema, rule.node)

@@ -19,6 +19,13 @@ PAIRS = "/apis/streamserve.io/v1alpha1/namespaces/default/streampairs"
 SCALERS = "/apis/streamserve.io/v1alpha1/namespaces/default/streampairscalers"
 DRY_RUN = "?dryRun=All&fieldValidation=Strict"
 
+SCALER: dict[str, Any] = {
+    "apiVersion": "streamserve.io/v1alpha1",
+    "kind": "StreamPairScaler",
+    "metadata": {"name": "llama-decode"},
+    "spec": {"pairName": "llama", "role": "Decode"},
+}
+
 _OPENING = re.compile(r'^Invalid value(: ("[^"]*"|\S+))?: ', re.DOTALL)
 
 

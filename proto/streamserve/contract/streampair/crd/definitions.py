@@ -59,16 +59,10 @@ _SCALER_COLUMNS: tuple[Column, ...] = (
 
 def definitions() -> dict[str, dict[str, Any]]:
     """Both CRDs by their plural names."""
-    pair = _schema(StreamPair, StreamPairSpec, StreamPairStatus)
-    place(
-        pair,
-        [*every_rule(), *rules_of_keys(pair), *rules_of_fixed_fields(settings_of(StreamPairSpec), pair, "StreamPair")],
-    )
-    scaler = _schema(StreamPairScaler, StreamPairScalerSpec, StreamPairScalerStatus)
-    place(
-        scaler,
-        [*_rules_of_scaler(), *rules_of_fixed_fields(settings_of(StreamPairScalerSpec), scaler, "StreamPairScaler")],
-    )
+    pair, pair_rules = _streampair()
+    scaler, scaler_rules = _streampairscaler()
+    place(pair, pair_rules)
+    place(scaler, scaler_rules)
     return {
         "streampairs": _definition("StreamPair", "sp", pair, _PAIR_COLUMNS, ".spec.lanes", ".status.lanes"),
         "streampairscalers": _definition(
@@ -77,8 +71,21 @@ def definitions() -> dict[str, dict[str, Any]]:
     }
 
 
-def _rules_of_scaler() -> list[Placed]:
-    return [placed("scaler-name", (), NAME_MESSAGE, NAME_RULE)]
+def placed_rules() -> dict[str, list[Placed]]:
+    """Every rule of both CRDs, with the node that carries it."""
+    return {"streampairs": _streampair()[1], "streampairscalers": _streampairscaler()[1]}
+
+
+def _streampair() -> tuple[Schema, list[Placed]]:
+    schema = _schema(StreamPair, StreamPairSpec, StreamPairStatus)
+    fixed = rules_of_fixed_fields(settings_of(StreamPairSpec), schema, "StreamPair")
+    return schema, [*every_rule(), *rules_of_keys(schema), *fixed]
+
+
+def _streampairscaler() -> tuple[Schema, list[Placed]]:
+    schema = _schema(StreamPairScaler, StreamPairScalerSpec, StreamPairScalerStatus)
+    fixed = rules_of_fixed_fields(settings_of(StreamPairScalerSpec), schema, "StreamPairScaler")
+    return schema, [placed("scaler-name", (), NAME_MESSAGE, NAME_RULE), *fixed]
 
 
 def _schema(resource: type[SpecModel], spec: type[SpecModel], status: type[SpecModel]) -> Schema:
