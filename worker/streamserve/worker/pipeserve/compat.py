@@ -41,6 +41,7 @@ _NAMES = (
     "vllm.v1.engine.async_llm:AsyncLLM.errored",
     "vllm.v1.engine.exceptions:EngineDeadError",
     "vllm.v1.metrics.loggers:StatLoggerBase.record",
+    "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
     "vllm.v1.metrics.stats:PrefillStats.__dataclass_fields__.num_external_cached_tokens",
     "vllm.v1.core.sched.output:SchedulerOutput.__dataclass_fields__.num_spec_tokens_to_schedule",
     "vllm.v1.core.sched.output:SchedulerOutput.__dataclass_fields__.scheduled_spec_decode_tokens",

@@ -17,7 +17,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from streamserve.worker.pipeserve import lifeline
+from streamserve.worker.pipeserve import cpu_sampling, lifeline
 
 DELAY_ENV = "STREAMSERVE_NIXL_THREAD_DELAY_US"
 DEFAULT_DELAY_MICROSECONDS = 1000
@@ -74,3 +74,4 @@ class Worker:
 if multiprocessing.parent_process() is not None:
     lifeline.hold_to_parent()
     tame(thread_delay_microseconds())
+    cpu_sampling.repair()
