@@ -196,6 +196,7 @@ def test_only_clean_steps_teach_step_times(tmp_path: Path) -> None:
         return times.count(0, 2)
 
     assert after(0.01) == 0, "the first step after idling is not clean"
+    assert after(0.01) == 0, "the first clean one at this depth builds its kernels"
     assert after(0.01) == 1
     assert after(0.01, prefill=64) == 1, "prefill in it"
     assert after(0.01, verified=0) == 1, "verified at another depth"

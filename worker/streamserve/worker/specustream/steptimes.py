@@ -2,7 +2,8 @@
 
 A table of running means, one per (bucket, depth), filled from clean steps only (the caller drops those with
 prefill in them, after idling, or between two depths). A sample weighs max(0.1, 1/(count+1)): an average at
-first, then an exponential one. A sample is clipped at three times the mean, so one stall cannot move the table.
+first, then an exponential one. A sample is clipped at three times the mean, so one stall cannot move the table. The
+very first step at a (bucket, depth) counts for nothing: a shape seen for the first time builds its kernels.
 
 Between measured depths the curve is linear, beyond them it follows the last slope, and it is made non-decreasing
 (verifying more never costs less; a dip is noise). Not a regression over load and depth: under one steady load a
@@ -34,15 +35,19 @@ class Cell:
 class StepTimes:
     """Measured step times of one engine."""
 
-    __slots__ = ("_cells", "_clock")
+    __slots__ = ("_cells", "_clock", "_warm")
 
     def __init__(self) -> None:
+        self._warm: set[tuple[int, int]] = set()
         self._cells: dict[int, dict[int, Cell]] = {}
         self._clock = 0
 
     def observe(self, bucket: int, depth: int, seconds: float) -> None:
         """One clean decode step of `seconds`; values that are not positive and finite are ignored."""
         if not 0 < seconds < float("inf"):
+            return
+        if (bucket, depth) not in self._warm:
+            self._warm.add((bucket, depth))
             return
         self._clock += 1
         cell = self._cells.setdefault(bucket, {}).setdefault(depth, Cell())
