@@ -1,15 +1,18 @@
 """Every object of the table gets the same verdict from a real API server and from `streamserve validate`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from tests.support.api_server import ApiServer
 from tests.support.stream_pairs import DRY_RUN, PAIRS, TABLE, causes, create, document, findings, is_at, merged
 
 from streamserve.contract.streampair import Setting, StreamPair, flags, read, settings
 from streamserve.contract.streampair.crd import definitions
 
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*/streampair.yaml"))
 NUMBERS = [s for s in settings() if s.type == "integer" and ".." in s.bounds and "[]" not in s.path]
 WORDS = [s for s in settings() if s.type == "enum" and "[]" not in s.path]
 
@@ -80,6 +83,63 @@ def test_an_unknown_field_is_refused(server: ApiServer, change: dict[str, Any]) 
     assert answer.status == 400
     assert "unknown field" in answer.body["message"]
     assert any("unknown field" in problem.message for problem in read(json.dumps(body)).problems)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_an_example_can_be_applied(server: ApiServer, path: Path) -> None:
+    example = merged(YAML(typ="safe").load(path), {"metadata": {"namespace": "default"}})
+    answer = server.call("POST", PAIRS + DRY_RUN, example)
+    assert answer.ok, answer.body
+
+
+@pytest.mark.parametrize(
+    "name", ["a served name twice", "a workload twice", "the model as a flag", "eagle without a draft"]
+)
+def test_server_side_apply_says_the_same_as_create(server: ApiServer, name: str) -> None:
+    case = TABLE["bad"][name]
+    path = f"{PAIRS}/{document(case)['metadata']['name']}{DRY_RUN}&fieldManager=test"
+    applied = server.call("PATCH", path, document(case), content="application/apply-patch+yaml")
+    assert applied.status == 422
+    assert causes(applied) == causes(create(server, case))
+
+
+def largest() -> dict[str, Any]:
+    """As many entries of everything as the bounds allow, each as long as is allowed and no two alike early on."""
+
+    def names(count: int, length: int) -> list[str]:
+        return ["x" * (length - 4) + f"{number:04}" for number in range(count)]
+
+    args = dict.fromkeys(names(128, 64), "1")
+    template = {
+        "labels": dict.fromkeys(names(64, 317), "v" * 63),
+        "annotations": dict.fromkeys(names(64, 317), "v" * 63),
+        "nodeSelector": dict.fromkeys(names(64, 317), "v" * 63),
+        "env": [{"name": name, "value": "v" * 100} for name in names(128, 253)],
+    }
+    role = {"engine": {"args": args}, "template": template, "resources": {"limits": dict.fromkeys(names(32, 317), 1)}}
+    spec = {
+        "model": {"name": "m" * 512, "servedNames": names(16, 128)},
+        "engine": {"args": args},
+        "prefill": role,
+        "decode": role,
+        "router": {"template": template},
+        "slo": {"workloads": [{"name": name} for name in names(64, 32)]},
+        "admission": {
+            "tenants": [{"name": name, "tokensPerSecond": 1, "burstTokens": 1} for name in names(256, 63)],
+        },
+        "speculation": {
+            "policy": "Static",
+            "maxDepth": 16,
+            "staticTable": [{"maxBatch": 1 + row, "depth": 16} for row in range(32)],
+        },
+    }
+    return {"spec": spec}
+
+
+def test_the_largest_object_costs_no_rule_more_than_the_server_allows(server: ApiServer) -> None:
+    case = largest()
+    said = {(cause.field, cause.message) for cause in causes(create(server, case))}
+    assert said == {(str(each).split(": ")[0], each.message) for each in findings(case)}
 
 
 FLAGS = sorted(
