@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
 from streamserve.operator.decide import Decision, decide
@@ -131,7 +132,7 @@ class Cluster:
         self.now += seconds
         before = self._state()
         for key, live in list(self.objects.items()):
-            if key[0] == "Pod" and "ownerReferences" in live["metadata"] and self._moves():
+            if key[0] == "Pod" and "containers" in live["spec"] and self._moves():
                 self._kubelet(key, live)
         self._router()
         return self._state() != before
@@ -160,7 +161,7 @@ class Cluster:
             dead = {"exitCode": 2, "message": f"starting\n{LAST_LINE}\n"}
             container |= {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": dead}}
         else:
-            container["ready"] = True
+            container |= {"ready": True, "state": {"running": {}}}
         self._ready(live)
 
     def _router(self) -> None:
@@ -185,6 +186,54 @@ class Cluster:
         gate = any(c["type"] == naming.LANE_READY and c["status"] == "True" for c in status["conditions"])
         up = any(container["ready"] for container in status["containerStatuses"])
         self._condition(live, "Ready", gate and up and "deletionTimestamp" not in live["metadata"])
+
+    def wreck(self) -> None:
+        """Do something to the children that nobody should do; what still has an owner or labels stays known as ours."""
+        key = self.random.choice(sorted(self.objects))
+        live = self.objects[key]
+        if key[0] != "Pod" or self.random.random() < 0.2:
+            if self.random.random() < 0.5:
+                self.delete(*key)
+            elif live["metadata"]["labels"]:
+                live["metadata"].pop("ownerReferences", None)
+            return
+        match self.random.randrange(6):
+            case 0:
+                reason = self.random.choice(["RevisionChanged", "ScaledDown", "ReplicasChanged"])
+                notes = live["metadata"].setdefault("annotations", {})
+                notes |= {naming.DRAIN: reason, naming.DRAIN_SINCE: stamp(self.now - self.random.randrange(40))}
+            case 1:
+                live["status"] |= {"phase": "Failed", "containerStatuses": []}
+                self._ready(live)
+            case 2:
+                self._condition(live, naming.LANE_READY, False)
+                self._ready(live)
+            case 3 if "ownerReferences" in live["metadata"]:
+                live["metadata"]["labels"] = {}
+            case 4:
+                waiting = {"reason": "ImagePullBackOff"}
+                never = {"name": "worker", "ready": False, "restartCount": 9, "state": {"waiting": waiting}}
+                live["status"] |= {"conditions": [], "containerStatuses": [never]}
+            case _:
+                self._clone(live)
+
+    def _clone(self, live: dict[str, Any]) -> None:
+        """A pod that nobody wants: in another lane, of another place or revision."""
+        place = naming.place_of(self.body["metadata"]["name"], live["metadata"]["name"])
+        assert place is not None
+        lane, slot, revision = place
+        slot = Slot(slot.role, self.random.randrange(8))
+        name = naming.pod_name(
+            self.body["metadata"]["name"],
+            self.random.choice([lane, self.random.randrange(8)]),
+            slot,
+            self.random.choice([revision, "0123456789"]),
+        )
+        if ("Pod", name) not in self.objects:
+            self._uids += 1
+            copied = copy.deepcopy(live)
+            copied["metadata"] |= {"name": name, "uid": f"uid-{self._uids}"}
+            self.objects["Pod", name] = copied
 
     # -- looking -------------------------------------------------------------------------------------------------
 

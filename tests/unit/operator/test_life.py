@@ -375,6 +375,22 @@ def test_whatever_is_lost_comes_back(
     assert cluster.picture() == before
 
 
+@settings(max_examples=15, deadline=None)
+@given(first=EDITS, second=EDITS, seed=SEEDS, blows=st.integers(1, 12))
+def test_from_any_wreck_the_same_fixpoint_is_reached(
+    make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], seed: int, blows: int
+) -> None:
+    """No budget here: a drain mark that somebody else wrote on one pod has taken its lane already."""
+    cluster = Cluster(make_body(first), site, seed=seed, lazy=True)
+    cluster.checks = [drains_first]
+    cluster.settle()
+    for _ in range(blows):
+        cluster.wreck()
+    cluster.edit(make_body(second, generation=2))
+    cluster.settle()
+    assert cluster.picture() == settled(make_body(second, generation=2), site).picture()
+
+
 @settings(max_examples=60, deadline=None)
 @given(spec=JSON)
 def test_no_spec_makes_it_raise(make_body: MakeBody, site: Site, spec: Any) -> None:
