@@ -194,7 +194,7 @@ class Sysctl(SpecModel):
 
 
 class SecurityContext(SpecModel):
-    """Of the pod and of the container: each field goes to the level that has it, and where both have it to the pod."""
+    """Of the pod and of the container: what only a pod has goes to the pod, the rest to the container."""
 
     run_as_user: Id | None = Field(default=None, description="user id of the processes")
     run_as_group: Id | None = Field(default=None, description="group id of the processes")
