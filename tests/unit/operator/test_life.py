@@ -303,7 +303,7 @@ def test_a_drain_ends_with_its_time_when_the_worker_does_not_answer(make_body: M
     assert [type(action) for action in cluster.decide().actions] == [Delete, Delete]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(edits=st.lists(EDITS, min_size=1, max_size=3), seed=SEEDS)
 def test_from_any_history_the_end_is_that_of_a_fresh_pair(
     make_body: MakeBody, site: Site, edits: list[dict[str, Any]], seed: int
@@ -321,7 +321,7 @@ def test_from_any_history_the_end_is_that_of_a_fresh_pair(
     assert cluster.condition("Ready")["status"] == "True"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(first=EDITS, second=EDITS, seed=SEEDS)
 def test_there_and_back_again_ends_where_it_began(
     make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], seed: int
@@ -337,7 +337,7 @@ def test_there_and_back_again_ends_where_it_began(
     assert cluster.picture() == before
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(first=EDITS, second=EDITS, writes=st.integers(0, 60), seed=SEEDS)
 def test_an_operator_killed_after_any_write_ends_in_the_same_fixpoint(
     make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], writes: int, seed: int
@@ -357,7 +357,7 @@ def test_an_operator_killed_after_any_write_ends_in_the_same_fixpoint(
     assert cluster.picture() == settled(make_body(second, generation=2), site).picture()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(edit=EDITS, seed=SEEDS, losses=st.integers(1, 6))
 def test_whatever_is_lost_comes_back(
     make_body: MakeBody, site: Site, edit: dict[str, Any], seed: int, losses: int
@@ -375,7 +375,7 @@ def test_whatever_is_lost_comes_back(
     assert cluster.picture() == before
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(first=EDITS, second=EDITS, seed=SEEDS, blows=st.integers(1, 12))
 def test_from_any_wreck_the_same_fixpoint_is_reached(
     make_body: MakeBody, site: Site, first: dict[str, Any], second: dict[str, Any], seed: int, blows: int
