@@ -33,7 +33,14 @@ def main(order_file: str, answer_file: str) -> None:
 
     order = json.loads(Path(order_file).read_text())
     llm = LLM(
-        model=str(TARGET), dtype="float32", enforce_eager=True, max_model_len=2048, max_num_seqs=256, disable_log_stats=True
+        model=str(TARGET),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=2048,
+        max_num_seqs=256,
+        # Small blocks, so that the samples of one prompt share nearly all of it.
+        block_size=32,
+        disable_log_stats=True,
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=order["max_tokens"], ignore_eos=True, logprobs=2)
     answer: dict[str, Any] = {
@@ -49,7 +56,12 @@ def main(order_file: str, answer_file: str) -> None:
     if sampled := order.get("sampled"):
         params = [
             SamplingParams(
-                temperature=sampled["temperature"], max_tokens=2, min_tokens=2, ignore_eos=True, n=PER_REQUEST, seed=None
+                temperature=sampled["temperature"],
+                max_tokens=2,
+                min_tokens=2,
+                ignore_eos=True,
+                n=PER_REQUEST,
+                seed=None,
             )
             for _ in range(sampled["count"] // PER_REQUEST)
         ]

@@ -1,13 +1,14 @@
 """How likely is a draft at position i to be accepted, given that all before it were?
 
-    c_i  = (accepted_i + p0·n0) / (accepted_i + rejected_i + n0)     posterior mean, Beta prior of weight n0
+    c_i  = accepted_i / (accepted_i + rejected_i)                   both counts begin with a prior: p0·n0, (1-p0)·n0
     S_k  = c_1 · … · c_k                                            a draft of k survives whole
     E(k) = 1 + S_1 + … + S_k                                        expected tokens emitted by one step
 
 A rejection ends the draft, so positions behind it were never tried and count for nothing. Counts are halved in
 weight continuously: once a position has seen `memory` outcomes both its counts are scaled back to that many, so
-the newest `memory` outcomes rule. Pooled over all requests of an engine: conditional rates multiply to the
-pooled survival exactly, so requests of different difficulty need no treatment of their own.
+the newest `memory` outcomes rule and the prior is forgotten as the rest. Pooled over all requests of an engine:
+conditional rates multiply to the pooled survival exactly, so requests of different difficulty need no treatment of
+their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from streamserve.worker.specustream.policy import MAX_DEPTH
 class AcceptancePosterior:
     """Per-position acceptance of one engine's drafter on its current traffic."""
 
-    __slots__ = ("_accepted", "_memory", "_prior_rate", "_prior_weight", "_rejected")
+    __slots__ = ("_accepted", "_memory", "_rejected")
 
     def __init__(
         self,
@@ -26,12 +27,10 @@ class AcceptancePosterior:
         *,
         prior_rate: float = 0.7,
         prior_weight: float = 8.0,
-        memory: float = 400.0,
+        memory: float = 200.0,
     ) -> None:
-        self._accepted = [0.0] * depth
-        self._rejected = [0.0] * depth
-        self._prior_rate = prior_rate
-        self._prior_weight = prior_weight
+        self._accepted = [prior_rate * prior_weight] * depth
+        self._rejected = [(1 - prior_rate) * prior_weight] * depth
         self._memory = memory
 
     def observe(self, drafted: int, accepted: int, requests: int = 1) -> None:
@@ -51,8 +50,7 @@ class AcceptancePosterior:
     def rate(self, position: int) -> float:
         """Posterior mean of acceptance at `position` (0-based), given that all before it were accepted."""
         accepted, rejected = self._accepted[position], self._rejected[position]
-        prior = self._prior_weight
-        return (accepted + self._prior_rate * prior) / (accepted + rejected + prior)
+        return accepted / (accepted + rejected)
 
     def expected_emitted(self, deepest: int) -> list[float]:
         """E(k), tokens per request and step, for k = 0..deepest."""

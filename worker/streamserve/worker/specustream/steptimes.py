@@ -3,7 +3,9 @@
 A table of running means, one per (bucket, depth), filled from clean steps only (the caller drops those with
 prefill in them, after idling, or between two depths). A sample weighs max(0.1, 1/(count+1)): an average at
 first, then an exponential one. A sample is clipped at three times the mean, so one stall cannot move the table. The
-very first step at a (bucket, depth) counts for nothing: a shape seen for the first time builds its kernels.
+very first step at a (bucket, depth) counts for nothing: a shape seen for the first time builds its kernels. A depth
+that was not run for `STALE` steps keeps its mean as if from two samples: the machine may be another by now, and a few
+new samples have to be able to say so.
 
 Between measured depths the curve is linear, beyond them it follows the last slope, and it is made non-decreasing
 (verifying more never costs less; a dip is noise). Not a regression over load and depth: under one steady load a
@@ -15,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CLIP = 3.0
+STALE = 60
 
 
 def bucket_of(decoding: float) -> int:
@@ -51,6 +54,8 @@ class StepTimes:
             return
         self._clock += 1
         cell = self._cells.setdefault(bucket, {}).setdefault(depth, Cell())
+        if self._clock - cell.last_at > STALE:
+            cell.count = min(cell.count, 2)
         if cell.count:
             seconds = min(seconds, CLIP * cell.seconds)
         weight = max(0.1, 1 / (cell.count + 1))
@@ -84,7 +89,13 @@ class StepTimes:
             return []
         known = sorted((depth, cell.seconds) for depth, cell in cells.items())
         raw = [_interpolate(known, depth) for depth in range(deepest + 1)]
-        return _non_decreasing(raw, [self.count(bucket, depth) for depth in range(deepest + 1)])
+        return _non_decreasing(raw, [self._weight(cells.get(depth)) for depth in range(deepest + 1)])
+
+    def _weight(self, cell: Cell | None) -> int:
+        """How much a measured mean has to say against its neighbours."""
+        if cell is None:
+            return 0
+        return min(cell.count, 2 if self._clock - cell.last_at > STALE else 10)
 
 
 def _interpolate(known: list[tuple[int, float]], depth: int) -> float:
@@ -105,7 +116,7 @@ def _non_decreasing(values: list[float], counts: list[int]) -> list[float]:
     """Isotonic regression (pool adjacent violators); a measured value weighs its samples, a guess weighs a little."""
     blocks: list[tuple[float, float, int]] = []
     for value, count in zip(values, counts, strict=True):
-        block = (value, float(min(count, 10)) or 0.1, 1)
+        block = (value, float(count) or 0.1, 1)
         while blocks and blocks[-1][0] > block[0]:
             mean, weight, length = blocks.pop()
             total = weight + block[1]

@@ -9,13 +9,14 @@ At a fixed batch the argmax of tokens/s is also that of the mean time per token,
 mode": an objective only adds the bound. Acceptance alone is the wrong signal: it hardly moves with load while the
 right depth does.
 
-Going deeper needs a gain of `MARGIN` over the incumbent and `DWELL` steps at it; going shallower only that nothing
-is lost beyond `PARSIMONY`: a draft that buys nothing still costs the drafter's energy. Each load bucket keeps its
-own incumbent, so bursty load does not thrash.
+A move needs a gain of `MARGIN` over the incumbent and `DWELL` steps at it. Going shallower is also right where nothing
+is lost beyond `PARSIMONY`, for a draft that buys nothing still costs the drafter's energy; but only after
+`PARITY_STEPS` steps in a row say so, or noise would decide. Each load bucket keeps its own incumbent, so bursty load
+does not thrash.
 
 A bucket that is new measures its anchors first (incumbent, min, max: `ANCHOR_SAMPLES` clean steps each, giving up
 after `ANCHOR_PATIENCE` steps). After that a share `probe_fraction` of steps tries the neighbour measured longest
-ago. A probe lasts two steps, because the first one verifies at the old depth and drafts at the new, and is not a
+ago. A probe lasts four steps, because the first one verifies at the old depth and drafts at the new, and is not a
 clean sample of either.
 """
 
@@ -29,11 +30,12 @@ from streamserve.worker.specustream.policy import DepthPolicy
 from streamserve.worker.specustream.steptimes import bucket_of
 
 MARGIN = 0.03
-PARSIMONY = 0.02
+PARSIMONY = 0.01
 DWELL = 8
+PARITY_STEPS = 32
 ANCHOR_SAMPLES = 3
 ANCHOR_PATIENCE = 12
-PROBE_STEPS = 2
+PROBE_STEPS = 4
 HOPELESS = 0.6
 """A neighbour predicted below this share of the best goodput is probed eight times less often."""
 SMOOTHING = 0.3
@@ -43,6 +45,8 @@ SMOOTHING = 0.3
 class _Bucket:
     incumbent: int
     dwell: int = 0
+    parity: int = 0
+    """Steps in a row at which a shallower depth was as good."""
     anchors: list[int] | None = None
     patience: int = ANCHOR_PATIENCE
     probe: int = 0
@@ -101,8 +105,9 @@ class Goodput:
 
     def _settle(self, bucket: int, state: _Bucket) -> Choice:
         goodput, best = self._rank(bucket, state.incumbent)
+        state.parity = state.parity + 1 if best < state.incumbent else 0
         if best != state.incumbent and self._worth_it(state, goodput, best):
-            state.incumbent, state.dwell = best, 0
+            state.incumbent, state.dwell, state.parity = best, 0, 0
         if self._rng.random() < self._policy.probe_fraction / PROBE_STEPS:
             probe = self._neighbour(bucket, state, goodput)
             if probe is not None:
@@ -116,8 +121,9 @@ class Goodput:
         if current == 0.0:
             return True
         gain = goodput[best - low] / current
-        enough = 1 - PARSIMONY if best < state.incumbent else 1 + MARGIN
-        return state.dwell >= DWELL and gain >= enough
+        if state.dwell < DWELL:
+            return False
+        return gain >= 1 + MARGIN or (gain >= 1 - PARSIMONY and state.parity >= PARITY_STEPS)
 
     def _rank(self, bucket: int, incumbent: int) -> tuple[list[float], int]:
         """G(k) for k = min..max (0 where the inter-token bound forbids k), and the depth to prefer."""
