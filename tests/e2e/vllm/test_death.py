@@ -1,0 +1,156 @@
+"""`kill -9` of every kind of process under load: each request ends, the other lane goes on, all is whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+from plain_reference import Reference
+from real_fleet import Answer, RealFleet
+
+from streamserve.contract.errors import Retryable
+
+AT_ONCE = 6
+TOKENS = 96
+DEADLINE_SECONDS = 40.0
+# Behind the deadline, for the status to come back on a machine that is loading engines.
+GRACE_SECONDS = 3.0
+WARM_SECONDS = 2.0
+WHOLE_FACTOR = 2.5
+
+
+@dataclass
+class Load:
+    """Greedy requests, AT_ONCE at a time, each judged as it ends."""
+
+    fleet: RealFleet
+    reference: Reference
+    answers: list[tuple[float, Answer, tuple[int, ...]]] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        async with self.fleet.client() as client:
+
+            async def keep_asking(number: int) -> None:
+                while not self.stop.is_set():
+                    row = self.reference.greedy[number % len(self.reference.greedy)]
+                    number += AT_ONCE
+                    answer = await client.generate(row.prompt, max_tokens=TOKENS, seconds=DEADLINE_SECONDS)
+                    self.answers.append((time.monotonic(), answer, row.token_ids[:TOKENS]))
+                    if answer.error is not None:
+                        # What a client does that was told to try again.
+                        await asyncio.sleep(answer.error.retry_after_seconds or 0.3)
+
+            await asyncio.gather(*map(keep_asking, range(AT_ONCE)))
+
+    def check(self) -> None:
+        turned = set()
+        for _, answer, expected in self.answers:
+            assert answer.seconds < DEADLINE_SECONDS + GRACE_SECONDS, "a request outlived its deadline"
+            if answer.error is not None:
+                assert isinstance(answer.error, Retryable), repr(answer.error)
+                assert answer.error.message
+            elif tuple(answer.token_ids) != expected:
+                turned.add(expected)
+        assert len(turned) <= 1, f"{len(turned)} prompts were answered with another text"
+
+    def told(self) -> str:
+        errors = Counter(type(a.error).__name__ for _, a, _ in self.answers if a.error is not None)
+        again = sum(a.attempt > 1 for _, a, _ in self.answers)
+        return f"{len(self.answers)} requests, {again} of them tried again, errors {dict(errors)}"
+
+    def served(self, lane: str, since: float, until: float) -> int:
+        return sum(a.error is None and a.route.lane == lane and since < at < until for at, a, _ in self.answers)
+
+
+Victims = Callable[[RealFleet], list[psutil.Process]]
+# (what dies, which processes, the lane that has to go on; both when none is hit)
+DEATHS: dict[str, tuple[Victims, tuple[str, ...]]] = {
+    "the router": (lambda fleet: [fleet.router_process()], ()),
+    "Redis": (lambda fleet: [fleet.redis_process()], ("lane-0", "lane-1")),
+    "a prefill worker and the engine core of the decode worker of its lane": (
+        lambda fleet: [fleet.worker("lane-0-prefill-0"), fleet.engine_core("lane-0-decode-0")],
+        ("lane-1",),
+    ),
+    "a decode worker": (lambda fleet: [fleet.worker("lane-1-decode-0")], ("lane-0",)),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("what", DEATHS)
+async def test_after_the_death_of(what: str, fleet: RealFleet, reference: Reference) -> None:
+    find, going_on = DEATHS[what]
+    allowed = WHOLE_FACTOR * fleet.start_seconds
+    shape = shape_of(fleet)
+    load = Load(fleet, reference)
+    asking = asyncio.create_task(load.run())
+    try:
+        await asyncio.sleep(WARM_SECONDS)
+        victims = find(fleet)
+        doomed = {one for victim in victims for one in (victim, *victim.children(recursive=True))}
+        killed_at = time.monotonic()
+        for victim in victims:
+            victim.kill()
+        await asyncio.to_thread(psutil.wait_procs, list(doomed), 10)
+        await whole_again(fleet, shape, doomed, killed_at + allowed)
+        whole_at = time.monotonic()
+        await asyncio.sleep(WARM_SECONDS)
+    finally:
+        load.stop.set()
+        await asyncio.wait_for(asking, DEADLINE_SECONDS + 10)
+    print(
+        f"{what}: whole after {whole_at - killed_at:.1f} s (start-up took {fleet.start_seconds:.1f} s); {load.told()}"
+    )
+    load.check()
+    for lane in going_on:
+        assert load.served(lane, killed_at, max(whole_at, killed_at + WARM_SECONDS)), f"{lane} did not go on"
+    assert load.served("lane-0", whole_at, float("inf")) + load.served("lane-1", whole_at, float("inf")), (
+        "nothing after"
+    )
+    async with fleet.client() as client:
+        await client.idle(40)
+
+
+def shape_of(fleet: RealFleet) -> Counter[str]:
+    """How many processes of which kind."""
+    return Counter(kind_of(process) for process in fleet.family())
+
+
+def kind_of(process: psutil.Process) -> str:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return "gone"
+    if "-m" in command:
+        return command[command.index("-m") + 1]
+    return command[0].split(" ")[0] if command else process.name()
+
+
+async def whole_again(fleet: RealFleet, shape: Counter[str], doomed: set[psutil.Process], end: float) -> None:
+    """The same processes as before, none of the old ones, every lane ready, and the router sees it so."""
+    while True:
+        now, wanted = shape_of(fleet), shape
+        orphans = [process for process in doomed if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        ready = fleet.lanes_ready() and await routed(fleet)
+        if now == wanted and not orphans and ready:
+            return
+        assert time.monotonic() < end, (
+            f"not whole in time: lanes ready {ready}, processes {now - wanted} too many, {wanted - now} missing, "
+            f"left of the dead {orphans}\n{fleet.log[-2000:]}"
+        )
+        await asyncio.sleep(0.25)
+
+
+async def routed(fleet: RealFleet) -> bool:
+    try:
+        async with fleet.client() as client:
+            seen = await client.fleet()
+    except Exception:
+        return False
+    states = [lane.state for lane in seen.lanes]
+    return len(states) == 2 and all(state == 3 for state in states) and seen.redis_connected

@@ -1,0 +1,77 @@
+"""Faults inside vLLM's processes, for tests only: a vLLM plugin (group `vllm.general_plugins`).
+
+    switches = install(folder)                  # PYTHONPATH and a folder of switches, for the fleet's environment
+    (folder / "corrupt-drafts").touch()         # on; unlink: off
+
+corrupt-drafts    every draft becomes a random token: nothing is accepted, the text stays right
+zero-draft-kv     a prefill engine forgets the drafter's keys and values before they can be pulled
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+CORRUPT_DRAFTS = "corrupt-drafts"
+ZERO_DRAFT_KV = "zero-draft-kv"
+_FOLDER = "STREAMSERVE_TEST_FAULTS"
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Environment variables that make every vLLM process load the faults, switched by files in `folder`."""
+    information = folder / "plugin" / "engine_faults-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: engine-faults\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[vllm.general_plugins]\nengine_faults = engine_faults:register\n")
+    path = os.pathsep.join([str(information.parent), str(Path(__file__).resolve().parent)])
+    return {"PYTHONPATH": path, _FOLDER: str(folder)}
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes, more than once."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _wrap(Scheduler, "update_draft_token_ids", _corrupting)
+    _wrap(GPUModelRunner, "propose_draft_token_ids", _forgetting)
+
+
+def _on(name: str) -> bool:
+    return os.path.exists(os.path.join(os.environ[_FOLDER], name))
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    if not hasattr(original, "engine_faults"):
+        wrapped = wrapper(original)
+        wrapped.engine_faults = True
+        setattr(owner, name, wrapped)
+
+
+def _corrupting(original: Any) -> Any:
+    rng = Random(0)
+
+    def update_draft_token_ids(self: Any, drafts: Any) -> None:
+        if _on(CORRUPT_DRAFTS):
+            size = self.vllm_config.model_config.get_vocab_size()
+            drafts.draft_token_ids = [[rng.randrange(size) for _ in ids] for ids in drafts.draft_token_ids]
+        original(self, drafts)
+
+    return update_draft_token_ids
+
+
+def _forgetting(original: Any) -> Any:
+    def propose_draft_token_ids(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        role = self.vllm_config.additional_config.get("streamserve", {}).get("role")
+        if role == "prefill" and _on(ZERO_DRAFT_KV):
+            for name in self.drafter._draft_attn_layer_names:
+                cache = self.compilation_config.static_forward_context[name].kv_cache
+                for tensor in cache if isinstance(cache, (list, tuple)) else (cache,):
+                    tensor.zero_()
+        return result
+
+    return propose_draft_token_ids
