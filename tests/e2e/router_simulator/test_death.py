@@ -27,9 +27,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         yield running
 
 
-async def _under_load(fleet: LocalFleet, strike: Callable[[], None], *, streaming: bool = True) -> list[Answer]:
+async def _under_load(
+    fleet: LocalFleet, strike: Callable[[], None], *, streaming: bool = True, answers: list[Answer] | None = None
+) -> list[Answer]:
     """All streams at once; `strike` falls when every one of them has its first token, or at once."""
-    answers = [Answer() for _ in range(STREAMS)]
+    answers = answers if answers is not None else [Answer() for _ in range(STREAMS)]
     async with grpc.aio.insecure_channel(fleet.grpc) as channel, asyncio.TaskGroup() as group:
         for n, answer in enumerate(answers):
             message = request(f"prompt {n}", max_tokens=TOKENS, ignore_eos=True)
@@ -60,19 +62,33 @@ def _lost(answers: list[Answer], victim: str) -> list[Answer]:
     return lost
 
 
-def _serves_on_the_other_lane(fleet: LocalFleet) -> None:
+def _busy(answers: list[Answer]) -> str:
+    """A decode worker that serves: which, is the router's to say."""
+    return str(answers[0].route.decode_worker)
+
+
+def _other(victim: str) -> str:
+    return victim.replace("lane-0", "lane-1") if "lane-0" in victim else victim.replace("lane-1", "lane-0")
+
+
+def _serves_on_the_other_lane(fleet: LocalFleet, other: str = "lane-1-decode-0") -> None:
     after = [generate(fleet.grpc, request(f"after {n}", max_tokens=4, ignore_eos=True)) for n in range(6)]
     assert [answer.error for answer in after] == [None] * 6
-    assert {answer.route.decode_worker for answer in after} == {"lane-1-decode-0"}
+    assert {answer.route.decode_worker for answer in after} == {other}
 
 
 def test_a_killed_decode_worker_takes_only_its_own_streams_with_it(fleet: LocalFleet) -> None:
-    victim = "lane-0-decode-0"
     began = time.monotonic()
-    answers = asyncio.run(_under_load(fleet, fleet[victim].kill))
+    answers = [Answer() for _ in range(STREAMS)]
+
+    def kill() -> None:
+        fleet[_busy(answers)].kill()
+
+    asyncio.run(_under_load(fleet, kill, answers=answers))
     assert time.monotonic() - began < DEADLINE
-    assert 0 < len(_lost(answers, victim)) < STREAMS
-    _serves_on_the_other_lane(fleet)
+    victim = _busy(answers)
+    assert len(_lost(answers, victim)) == sum(answer.route.decode_worker == victim for answer in answers) > 0
+    _serves_on_the_other_lane(fleet, _other(victim))
     fleet.restart(victim)
     fleet.wait_lanes_ready()
 
@@ -94,15 +110,20 @@ def test_a_worker_killed_before_the_first_token_costs_a_retry_only(fleet: LocalF
 
 
 def test_a_frozen_worker_is_found_by_its_silence(fleet: LocalFleet) -> None:
-    frozen = fleet["lane-0-decode-0"]
+    answers = [Answer() for _ in range(STREAMS)]
     began = time.monotonic()
+
+    def freeze() -> None:
+        fleet[_busy(answers)].freeze()
+
     try:
-        answers = asyncio.run(_under_load(fleet, frozen.freeze))
+        asyncio.run(_under_load(fleet, freeze, answers=answers))
         assert time.monotonic() - began < DEADLINE / 2
-        assert 0 < len(_lost(answers, frozen.name)) < STREAMS
-        _serves_on_the_other_lane(fleet)
+        frozen = _busy(answers)
+        assert len(_lost(answers, frozen)) == sum(answer.route.decode_worker == frozen for answer in answers) > 0
+        _serves_on_the_other_lane(fleet, _other(frozen))
     finally:
-        frozen.thaw()
+        fleet[_busy(answers)].thaw()
     fleet.wait_lanes_ready()
 
 

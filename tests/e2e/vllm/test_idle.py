@@ -23,7 +23,7 @@ async def test_a_lane_that_is_idle_for_ten_seconds_uses_less_than_a_tenth_of_a_c
     workers = dict(fleet.workers())
     lanes = sorted({name.partition("-prefill")[0].partition("-decode")[0] for name in workers})
     assert len(lanes) == 2
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(SECONDS)
     before = {name: cpu_seconds(process) for name, process in workers.items()}
     await asyncio.sleep(SECONDS)
     used = {name: (cpu_seconds(process) - before[name]) / SECONDS for name, process in workers.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -74,8 +75,16 @@ def set_environment(*, on_cpu: bool, method: str, model: str, nixl_address: tupl
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = nixl_address[0]
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(nixl_address[1])
+    host, port = nixl_address
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
+    # vLLM would listen on any port for 0, and tell its peers 0.
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port or _free_port(host))
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:
