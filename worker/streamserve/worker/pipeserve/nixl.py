@@ -1,8 +1,9 @@
 """Keeps NIXL's progress thread from burning a core: `--worker-extension-cls streamserve.worker.pipeserve.nixl.Worker`.
 
 NIXL's Python API starts its agent with `pthrDelay = 0`: the progress thread polls without a pause, so every engine
-costs a core while it does nothing. With 1000 µs between polls an idle engine takes under a hundredth of a core, and
-on a machine whose cores are shared transfers get faster, not slower (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB).
+costs a core while it does nothing. With a pause between polls, transfers on a machine whose cores are shared even get
+faster (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB at 1000 µs). At 1000 µs the thread still took 0.03 of a core; at
+3000 µs it takes a third of that, and an idle lane of two engines stays below a tenth (tests/e2e/vllm/test_idle.py).
 
 The delay is not a parameter of the API, so the configuration class that the API instantiates is wrapped. vLLM imports
 the extension class in each worker process before it makes the connector, which is the process that makes the agent;
@@ -20,7 +21,7 @@ from typing import Any
 from streamserve.worker.pipeserve import cpu_sampling, lifeline
 
 DELAY_ENV = "STREAMSERVE_NIXL_THREAD_DELAY_US"
-DEFAULT_DELAY_MICROSECONDS = 1000
+DEFAULT_DELAY_MICROSECONDS = 3000
 
 
 def thread_delay_microseconds() -> int:
