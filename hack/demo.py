@@ -138,7 +138,7 @@ async def running_up(folder: Path, engine: str) -> AsyncIterator[tuple[Path, dic
     ready = folder / "ready.json"
     command = [sys.executable, "-m", "streamserve.cli.main", "up", "-f", str(spec), "--engine", engine]
     command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ready-file", str(ready)]
-    say("starting streamserve up (2 lanes = 4 engines; an engine takes half a minute to load)")
+    say("starting streamserve up (2 lanes = 4 engines; all four load in two minutes or so on two cores)")
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

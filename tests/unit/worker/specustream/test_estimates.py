@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from streamserve.worker.specustream.estimator import AcceptancePosterior
 from streamserve.worker.specustream.stepfit import StepFit
-from streamserve.worker.specustream.steptimes import StepTimes, bucket_of
+from streamserve.worker.specustream.steptimes import STALE, StepTimes, bucket_of
 
 
 def test_before_any_draft_the_prior_speaks() -> None:
@@ -31,6 +31,14 @@ def test_newer_drafts_outweigh_older_ones() -> None:
     for _ in range(300):
         posterior.observe(1, 0)
     assert posterior.rate(0) < 0.12
+
+
+def test_the_prior_is_forgotten_as_everything_else_is() -> None:
+    """A floor under the acceptance of a drafter that is never right would keep the depth at 1 for good."""
+    posterior = AcceptancePosterior()
+    for _ in range(2_000):
+        posterior.observe(1, 0)
+    assert posterior.rate(0) < 1e-3
 
 
 @given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), max_size=200))
@@ -59,6 +67,35 @@ def test_between_two_measured_depths_time_is_linear_and_beyond_it_follows_the_sl
         times.observe(0, 0, 0.010)
         times.observe(0, 4, 0.018)
     assert times.curve(0, 6) == pytest.approx([0.010, 0.012, 0.014, 0.016, 0.018, 0.020, 0.022])
+
+
+def test_the_first_step_at_a_depth_says_nothing_of_the_next_ones() -> None:
+    times = StepTimes()
+    times.observe(0, 3, 5.0)
+    assert times.curve(0, 3) == []
+    times.observe(0, 3, 0.02)
+    assert times.curve(0, 3)[3] == pytest.approx(0.02)
+
+
+def test_a_few_new_steps_correct_a_depth_that_was_not_run_for_long() -> None:
+    """Measured while the machine was slow, then left for another depth."""
+    times = StepTimes()
+    for _ in range(50):
+        times.observe(0, 0, 0.024)
+    for _ in range(STALE + 2):
+        times.observe(0, 1, 0.022)
+    for _ in range(3):
+        times.observe(0, 0, 0.012)
+    assert times.curve(0, 1)[0] < 0.018
+
+
+def test_a_stale_time_does_not_lift_the_fresh_one_of_a_deeper_step() -> None:
+    times = StepTimes()
+    for _ in range(50):
+        times.observe(0, 0, 0.030)
+    for _ in range(STALE + 2):
+        times.observe(0, 1, 0.020)
+    assert times.curve(0, 1)[1] < 0.022
 
 
 @given(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.worker.specustream.laws import Knowledge, Load
-from streamserve.worker.specustream.laws.goodput import Goodput
+from streamserve.worker.specustream.laws.goodput import PARITY_STEPS, Goodput
 from streamserve.worker.specustream.laws.make import make_law
 from streamserve.worker.specustream.policy import MAX_DEPTH, DepthPolicy
 from streamserve.worker.specustream.steptimes import bucket_of
@@ -88,6 +88,20 @@ CASES = {
 @pytest.mark.parametrize(("policy", "engine", "want"), CASES.values(), ids=CASES.keys())
 def test_settles(policy: DepthPolicy, engine: Engine, want: int) -> None:
     assert settled(run(policy, engine, steps=1500)) == want
+
+
+def test_a_shallower_depth_that_is_only_as_good_has_to_be_so_for_a_while() -> None:
+    """Between equals noise must not decide, nor the deeper one stay for ever."""
+    knowledge = Knowledge.empty()
+    law = Goodput(DepthPolicy("Goodput", 2, 3, probe_fraction=0.0), knowledge, Random(0))
+    for _ in range(400):
+        knowledge.acceptance.observe(3, 2)
+    for depth in (2, 3):
+        for _ in range(20):
+            knowledge.step_times.observe(0, depth, 0.01)
+    chosen = [law.choose(Load(1)).depth for _ in range(3 * PARITY_STEPS)]
+    assert chosen[: PARITY_STEPS - 1] == [3] * (PARITY_STEPS - 1)
+    assert chosen[-1] == 2
 
 
 @given(

@@ -1,7 +1,7 @@
 """Makes sampled requests lossless under speculation on vLLM's CPU build.
 
 vLLM spreads each request's temperature, top_k and top_p over its draft positions with `expand_batch_to_tokens`. The
-CPU kernel behind it (vllm/utils/cpu_triton_utils.py, 0.26.0 to 0.32.0) writes into a copy of the output whenever that
+CPU kernel behind it (vllm/utils/cpu_triton_utils.py, seen in 0.32.0) writes into a copy of the output whenever that
 is not int64, which it never is here: the values used are whatever the memory held. Greedy requests do not come by.
 Seen as a second token whose distribution is far from that of plain vLLM (tests/e2e/vllm/test_same_distribution.py).
 

@@ -2,8 +2,8 @@
 
 NIXL's Python API starts its agent with `pthrDelay = 0`: the progress thread polls without a pause, so every engine
 costs a core while it does nothing. With a pause between polls, transfers on a machine whose cores are shared even get
-faster (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB at 1000 µs). At 1000 µs the thread still took 0.03 of a core; at
-3000 µs it takes a third of that, and an idle lane of two engines stays below a tenth (tests/e2e/vllm/test_idle.py).
+faster (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB at 1000 µs). What the idle lane of
+tests/e2e/vllm/test_idle.py takes, two engines in all, fell from 0.12 to 0.09 of a core between 1000 and 3000 µs.
 
 The delay is not a parameter of the API, so the configuration class that the API instantiates is wrapped. vLLM imports
 the extension class in each worker process before it makes the connector, which is the process that makes the agent;

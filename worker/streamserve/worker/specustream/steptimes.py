@@ -88,7 +88,11 @@ class StepTimes:
         if not cells:
             return []
         known = sorted((depth, cell.seconds) for depth, cell in cells.items())
-        raw = [_interpolate(known, depth) for depth in range(deepest + 1)]
+        # A measured depth speaks for itself, also where it was faster than a shallower one: pooling settles that.
+        raw = [
+            cell.seconds if (cell := cells.get(depth)) is not None else _interpolate(known, depth)
+            for depth in range(deepest + 1)
+        ]
         return _non_decreasing(raw, [self._weight(cells.get(depth)) for depth in range(deepest + 1)])
 
     def _weight(self, cell: Cell | None) -> int:
