@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from real_lane import MAX_DEPTH, RealLane, Stub, decode_request, prefill_request
-from tiny_pair import kv_bytes, prompts
+from real_lane import LANE_DRAFT, MAX_DEPTH, RealLane, Stub, decode_request, prefill_request
+from tiny_pair import TARGET, kv_bytes, prompts
 
 from streamserve.contract.errors import Cancelled, InvalidRequest
 from streamserve.runtime.status import from_rpc_error
@@ -66,7 +66,7 @@ async def test_pulled_and_speculated_text_is_that_of_the_engine_alone_and_the_by
         for _, usage in alone:
             assert (usage.kv_transfer_bytes, usage.drafted_tokens, usage.depths_seen_mask) == (0, 0, 1)
         for _, usage in pulled:
-            assert usage.kv_transfer_bytes == kv_bytes(usage.prompt_tokens, block)
+            assert usage.kv_transfer_bytes == kv_bytes(usage.prompt_tokens, block, (TARGET, LANE_DRAFT))
             assert usage.drafted_tokens >= usage.accepted_tokens > 0
         moved = sum(usage.kv_transfer_bytes for _, usage in pulled)
         after = await until(decode, lambda state: state.kv_bytes_received >= before.kv_bytes_received + moved)

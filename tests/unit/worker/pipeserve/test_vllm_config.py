@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +57,47 @@ def test_only_what_vllm_says_about_values_is_a_refusal(monkeypatch: pytest.Monke
         vllm_config.judged(None)
     monkeypatch.setattr(compat, "configuration", raises(ConnectionError("the hub is away")))
     with pytest.raises(ConnectionError):
+        vllm_config.judged(None)
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    size: int = 64
+    dtype: str = "float16"
+
+    def get_total_num_kv_heads(self) -> int:
+        return self.heads
+
+    def get_head_size(self) -> int:
+        return self.size
+
+
+@pytest.mark.parametrize(
+    ("version", "draft", "refused"),
+    [
+        ("0.26.0", Shape(heads=2), True),
+        ("0.26.0", Shape(heads=4, size=32), True),
+        ("0.26.0", Shape(heads=4), False),
+        ("0.26.0", None, False),
+        ("0.32.0", Shape(heads=2), False),
+    ],
+    ids=["other heads", "another head size", "one shape", "no draft model", "a vLLM that can"],
+)
+def test_a_pair_whose_kv_this_vllm_cannot_hand_over_is_refused_with_both_shapes(
+    version: str, draft: Shape | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(
+        model_config=Shape(heads=4),
+        speculative_config=SimpleNamespace(method="draft_model", draft_model_config=draft),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+    )
+    monkeypatch.setattr(compat, "version", lambda: version)
+    monkeypatch.setattr(compat, "configuration", lambda _: config)
+    if not refused:
+        assert vllm_config.judged(None) is config
+        return
+    with pytest.raises(EngineRefused, match=r"the target has 4 KV heads x 64 \(float16\), the draft . KV heads x"):
         vllm_config.judged(None)
 
 

@@ -10,6 +10,7 @@ What differs between the two, as far as we use it (`get_request_counts` hides th
     async scheduling with draft_model   off unless asked for         on by default (never on CPU)
     AsyncLLM.generate keywords          –                            session_id, kv_hints (unused)
     NIXL failure counters               no num_failed_handshakes     num_failed_handshakes
+    KV of a draft shaped otherwise      the NIXL connector dies      handed over
 """
 
 from __future__ import annotations
@@ -306,13 +307,27 @@ def priority(llm: Any, wanted: int) -> int:
     return -wanted if llm.vllm_config.scheduler_config.policy == "priority" else 0
 
 
+def transfer_refusal(config: Any) -> str | None:
+    """Why this vLLM cannot hand over the KV of this target and draft; None where it can.
+
+    0.26.0's NIXL connector asserts that the KV tensors of all layers have one size, and kills the engine otherwise.
+    """
+    shapes = [
+        f"{model.get_total_num_kv_heads()} KV heads x {model.get_head_size()} ({cache_dtype(config, model)})"
+        for model in _models_with_kv(config)
+    ]
+    if version() != "0.26.0" or len(set(shapes)) == 1:
+        return None
+    return (
+        f"vLLM 0.26.0 hands KV over only where target and draft keep it in one shape; the target has {shapes[0]}, "
+        f"the draft {shapes[1]}: take a draft of the target's shape, no draft model, or vLLM 0.32.0"
+    )
+
+
 def kv_geometry(llm: Any) -> KvGeometry:
     """Size of a KV block from the models' shapes: 2 · layers · heads · head size · bytes of the dtype · tokens."""
     config = llm.vllm_config
-    models = [config.model_config]
-    speculative = config.speculative_config
-    if speculative is not None and speculative.draft_model_config is not None and speculative.method != "ngram":
-        models.append(speculative.draft_model_config)
+    models = _models_with_kv(config)
     block_tokens = int(config.cache_config.block_size)
     per_token = 0
     layers = []
@@ -330,6 +345,14 @@ def kv_geometry(llm: Any) -> KvGeometry:
         draft_layers=sum(layers[1:]),
         dtype=str(cache_dtype(config, config.model_config)).removeprefix("torch."),
     )
+
+
+def _models_with_kv(config: Any) -> list[Any]:
+    """The target, and the draft where that is a model."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.draft_model_config is None or speculative.method == "ngram":
+        return [config.model_config]
+    return [config.model_config, speculative.draft_model_config]
 
 
 def cache_dtype(config: Any, model: Any) -> Any:

@@ -52,11 +52,14 @@ def arguments(settings: EngineSettings, *, on_cpu: bool) -> Any:
 
 
 def judged(args: Any) -> Any:
-    """vLLM's configuration of these arguments. Raises EngineRefused with vLLM's reason on one line."""
+    """vLLM's configuration of these arguments. Raises EngineRefused with the reason on one line."""
     try:
-        return compat.configuration(args)
+        config = compat.configuration(args)
     except (ValueError, TypeError, RuntimeError) as error:
         raise EngineRefused(f"vLLM does not take these engine arguments: {one_line(error)}") from None
+    if refusal := compat.transfer_refusal(config):
+        raise EngineRefused(refusal)
+    return config
 
 
 def one_line(error: Exception) -> str:
