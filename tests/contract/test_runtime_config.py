@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streamserve.contract import runtime_config
 from streamserve.contract.runtime_config import (
+    Canary,
     ConfigError,
     ConfigId,
     DepthPolicyName,
@@ -52,6 +53,24 @@ def test_a_whole_configuration_is_read_back_as_written() -> None:
     assert back == config
     assert back.slo_of("code").tpot_ms == 30
     assert back.slo_of("other") == config.slo
+
+
+def test_a_canary_lane_obeys_the_canary_and_every_other_lane_the_rest() -> None:
+    tried = SpeculationConfig(policy=DepthPolicyName.FIXED, max_depth=6, fixed_depth=6)
+    config = RuntimeConfig(
+        id=ConfigId(uid="u", generation=3), canary=Canary(lanes=("lane-0", "lane-2"), speculation=tried)
+    )
+    back = runtime_config.decode(runtime_config.encode(config))
+    assert back == config
+    assert [back.for_lane(f"lane-{lane}").speculation == tried for lane in range(4)] == [True, False, True, False]
+    assert back.for_lane("lane-1").speculation == config.speculation
+    assert back.for_lane("lane-0").id == config.id
+
+
+def test_without_a_canary_the_wire_form_does_not_speak_of_one_and_every_lane_obeys_the_same() -> None:
+    config = RuntimeConfig(id=ConfigId(uid="u", generation=3))
+    assert b"canary" not in runtime_config.encode(config)
+    assert config.for_lane("lane-0") is config
 
 
 REFUSED = {

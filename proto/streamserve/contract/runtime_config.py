@@ -83,6 +83,13 @@ class SpeculationConfig(_Frozen):
         return self
 
 
+class Canary(_Frozen):
+    """Lanes that try another speculation setting, while all others keep the configuration's own."""
+
+    lanes: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=63)], ...], Field(min_length=1, max_length=64)]
+    speculation: SpeculationConfig
+
+
 class Slo(_Frozen):
     ttft_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 1_000
     tpot_ms: Annotated[int, Field(ge=1, le=600_000)] = 50
@@ -118,11 +125,19 @@ class RuntimeConfig(_Frozen):
     id: ConfigId
     served_names: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=253)], ...], Field(max_length=16)] = ()
     speculation: SpeculationConfig = SpeculationConfig()
+    canary: Canary | None = None
     slo: Slo = Slo()
     workload_slos: Annotated[dict[Annotated[str, Field(max_length=32)], Slo], Field(max_length=64)] = {}
     routing: RoutingConfig = RoutingConfig()
     admission: AdmissionConfig = AdmissionConfig()
     failure_policy: FailurePolicy = FailurePolicy.DEGRADE
+
+    def for_lane(self, lane: str) -> RuntimeConfig:
+        """As the workers of this lane obey it. Everybody reads one document, so one identity proves both arms."""
+        if self.canary is None:
+            return self
+        own = self.canary.speculation if lane in self.canary.lanes else self.speculation
+        return self.model_copy(update={"speculation": own, "canary": None})
 
     def slo_of(self, workload: str) -> Slo:
         return self.workload_slos.get(workload, self.slo)
@@ -134,8 +149,8 @@ class _Envelope(_Frozen):
 
 
 def encode(config: RuntimeConfig) -> bytes:
-    """The wire form: JSON in UTF-8, at most MAX_BYTES."""
-    return _Envelope(version=VERSION, config=config).model_dump_json().encode()
+    """The wire form: JSON in UTF-8, at most MAX_BYTES. Without a canary it has no such field."""
+    return _Envelope(version=VERSION, config=config).model_dump_json(exclude_none=True).encode()
 
 
 def decode(data: bytes | str) -> RuntimeConfig:

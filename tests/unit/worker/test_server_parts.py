@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamserve.contract.errors import Cancelled, DuplicateRequest, InvalidRequest, WorkerLost
+from streamserve.contract.runtime_config import Canary, ConfigId, DepthPolicyName, RuntimeConfig, SpeculationConfig
 from streamserve.contract.signals import Ack
 from streamserve.v1 import common_pb2
 from streamserve.worker import wire
@@ -18,6 +21,7 @@ from streamserve.worker.drain import HELD_SECONDS, Drain, DrainState, next_state
 from streamserve.worker.flights import Flights
 from streamserve.worker.monitor.workloads import Workloads, emitted_per_step
 from streamserve.worker.pipeserve.engine import Chunk, FinishReason, Outcome
+from streamserve.worker.reload import Reloader
 from streamserve.worker.streams import ChunkBuffer, ReportPacing, merge
 
 # ---- acknowledgements ----
@@ -263,3 +267,29 @@ def test_a_prompt_needs_exactly_one_form() -> None:
         with pytest.raises(InvalidRequest) as refused:
             wire.prompt(message)
         assert refused.value.field == field
+
+
+# ---- configuration ----
+
+
+@pytest.mark.parametrize(("lane", "depth"), [("lane-0", 6), ("lane-1", 3)], ids=["a canary lane", "another lane"])
+async def test_a_worker_gives_its_engine_the_speculation_of_its_own_lane(lane: str, depth: int) -> None:
+    given_to_engine: list[SpeculationConfig] = []
+
+    async def configure(config_id: ConfigId, speculation: SpeculationConfig) -> SimpleNamespace:
+        given_to_engine.append(speculation)
+        return SimpleNamespace(id=config_id)
+
+    def fixed(depth: int) -> SpeculationConfig:
+        return SpeculationConfig(policy=DepthPolicyName.FIXED, max_depth=6, fixed_depth=depth)
+
+    config = RuntimeConfig(
+        id=ConfigId(uid="u", generation=2, step=1),
+        speculation=fixed(3),
+        canary=Canary(lanes=("lane-0",), speculation=fixed(6)),
+    )
+    engine = cast(Any, SimpleNamespace(configure=configure))
+    reloader = Reloader(engine, lane, ConfigId(uid="u", generation=1), lambda: None)
+    await reloader.apply(config)
+    assert [speculation.fixed_depth for speculation in given_to_engine] == [depth]
+    assert reloader.applied == config.id

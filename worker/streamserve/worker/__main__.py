@@ -114,7 +114,7 @@ class Worker:
             stack.push_async_callback(health.stop)
             grpc_address = await server.start()
             stack.push_async_callback(server.stop, 1.0)
-            engine = await self._unless_stopped(_create(chosen, initial, run_dir), stop)
+            engine = await self._unless_stopped(_create(chosen, initial.for_lane(chosen.lane), run_dir), stop)
             if engine is None:
                 return 0
             stack.push_async_callback(_stop_engine, engine)
@@ -166,7 +166,7 @@ class Worker:
             clock=time.monotonic,
             on_begin=board.touch,
         )
-        reloader = Reloader(engine, initial.id, board.touch)
+        reloader = Reloader(engine, chosen.lane, initial.id, board.touch)
         source = ConfigSource(
             chosen.keyspace,
             chosen.pair_uid,
