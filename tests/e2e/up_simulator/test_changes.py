@@ -46,6 +46,8 @@ async def test_a_cold_edit_replaces_lane_after_lane_while_clients_stream(up: Any
         async with asyncio.timeout(90):
             while not await replaced():
                 pass
+        # `up` tells it a moment after the router has begun to send there.
+        await in_thread(up.line, "lane-1: takes traffic", after=before)
     assert load.failures == []
     assert load.answered > 10
     assert fewest >= 1
