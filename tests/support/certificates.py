@@ -25,10 +25,10 @@ class Authority:
         self.ca = folder / f"{name.replace(' ', '-')}.pem"
         self.ca.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> TlsFiles:
-        """A certificate for 127.0.0.1, good for servers and clients."""
+    def issue(self, name: str, *, dns: str | None = None) -> TlsFiles:
+        """A certificate for 127.0.0.1, or for that DNS name instead; good for servers and clients."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(name, key, is_authority=False)
+        certificate = self._sign(name, key, is_authority=False, dns=dns)
         files = TlsFiles(self.ca, self._folder / f"{name}.pem", self._folder / f"{name}.key")
         files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files.key.write_bytes(
@@ -38,7 +38,9 @@ class Authority:
         )
         return files
 
-    def _sign(self, name: str, key: ec.EllipticCurvePrivateKey, *, is_authority: bool) -> x509.Certificate:
+    def _sign(
+        self, name: str, key: ec.EllipticCurvePrivateKey, *, is_authority: bool, dns: str | None = None
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -51,7 +53,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         )
         if not is_authority:
-            address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+            address = x509.IPAddress(ipaddress.ip_address("127.0.0.1")) if dns is None else x509.DNSName(dns)
             builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 

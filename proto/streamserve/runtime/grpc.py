@@ -50,7 +50,8 @@ def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
     """A channel of its own to one address; retries are the session's business, never the transport's."""
     if tls is None:
         return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, tls_files.channel_credentials(tls), options=CHANNEL_OPTIONS)
+    named = [("grpc.ssl_target_name_override", tls.peer_name)] if tls.peer_name is not None else []
+    return grpc.aio.secure_channel(address, tls_files.channel_credentials(tls), options=[*CHANNEL_OPTIONS, *named])
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -17,11 +17,16 @@ from streamserve.runtime.errors import SetupError
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the authority that signs peers, our certificate and its key."""
+    """PEM files: the authority that signs peers, our certificate and its key.
+
+    `peer_name` is the name that the servers' certificates carry, for servers that are dialled by an address which no
+    certificate can hold, as a pod's. None: the name or address that is dialled.
+    """
 
     ca: Path
     certificate: Path
     key: Path
+    peer_name: str | None = None
 
     def read(self) -> tuple[bytes, bytes, bytes]:
         """(ca, certificate, key). Raises SetupError naming the file that cannot be read."""
@@ -37,13 +42,17 @@ class TlsFiles:
         return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key))
 
 
-def from_arguments(ca: Path | None, certificate: Path | None, key: Path | None) -> TlsFiles | None:
-    """All three or none. Raises SetupError when only some are given."""
+def from_arguments(
+    ca: Path | None, certificate: Path | None, key: Path | None, peer_name: str | None = None
+) -> TlsFiles | None:
+    """All three files or none. Raises SetupError when only some are given, or a peer's name without them."""
     if ca is None and certificate is None and key is None:
+        if peer_name is not None:
+            raise SetupError("--tls-peer-name needs TLS: give --tls-ca, --tls-certificate and --tls-key with it")
         return None
     if ca is None or certificate is None or key is None:
         raise SetupError("TLS takes three files: give --tls-ca, --tls-certificate and --tls-key together")
-    return TlsFiles(ca, certificate, key)
+    return TlsFiles(ca, certificate, key, peer_name)
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:

@@ -103,6 +103,11 @@ def parser() -> argparse.ArgumentParser:
     security.add_argument("--tls-ca", type=Path, metavar="FILE", help="authority that signs the peers, PEM")
     security.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate, PEM")
     security.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
+    security.add_argument(
+        "--tls-peer-name",
+        metavar="NAME",
+        help="name in the workers' certificates, where they are dialled by another (default: the address dialled)",
+    )
     process = parser.add_argument_group("process")
     process.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
     process.add_argument(
@@ -137,7 +142,7 @@ def parse(arguments: Sequence[str]) -> RouterSettings:
         fleet_file=given.fleet,
         ready_file=given.ready_file,
         die_with_parent=given.die_with_parent,
-        tls=tls.from_arguments(given.tls_ca, given.tls_certificate, given.tls_key),
+        tls=tls.from_arguments(given.tls_ca, given.tls_certificate, given.tls_key, given.tls_peer_name),
         stall_seconds=given.stall_seconds,
         slow_consumer_seconds=given.slow_consumer_seconds,
         drain_seconds=given.drain_seconds,
