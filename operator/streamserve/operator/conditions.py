@@ -235,6 +235,8 @@ def _degraded(facts: Facts) -> Condition:
     if facts.step.refused:
         message = f"{_listed(facts.step.refused)} exists and is not ours: delete or rename it"
         return Condition("Degraded", "True", "ForeignObject", message)
+    for (kind, name), message in facts.observed.rejected.items():
+        return Condition("Degraded", "True", "WriteRefused", f"{kind} {name} is refused by the API server: {message}")
     staying = [pod for pod in facts.observed.pods if not pod.leaving]
     for reason, said in _CAUSES.items():
         for pod in staying:

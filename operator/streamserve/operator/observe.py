@@ -116,7 +116,8 @@ class Echo:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """`lanes` is None while no router's word has arrived; `echoes` are by pod name: of every router, with
-    generation 0 while it has not answered, and of the workers that have."""
+    generation 0 while it has not answered, and of the workers that have. `rejected`: writes that the API server refuses
+    for good, and its words."""
 
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Observed:
     lanes: Mapping[str, LaneReport] | None = None
     echoes: Mapping[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
+    rejected: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def running(self) -> dict[str, int]:
@@ -147,6 +149,7 @@ def observe(
     lanes: Mapping[str, LaneReport] | None = None,
     echoes: Mapping[str, Echo] | None = None,
     drained: frozenset[str] = frozenset(),
+    rejected: Mapping[tuple[str, str], str] | None = None,
 ) -> Observed:
     """`objects`: everything in the pair's namespace that carries its label or one of its names."""
     pods: list[Pod] = []
@@ -171,6 +174,7 @@ def observe(
         lanes=lanes,
         echoes=dict(echoes or {}),
         drained=drained,
+        rejected=dict(rejected or {}),
     )
 
 

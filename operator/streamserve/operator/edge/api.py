@@ -1,0 +1,171 @@
+"""Requests to the API server: one session, typed outcomes, a bound on each, and writes that respect the fence.
+
+A write is sent only while the fence is up. That is looked at when its connection is in hand, after any wait for one,
+and the write's time ends with the fence: one that a stopped process had prepared never leaves it later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, Final
+
+import aiohttp
+import kopf
+
+from streamserve.operator.edge.fence import Fence, NotLeader
+from streamserve.operator.edge.login import Login
+from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.outcomes import ApiError, Unauthorized, Unreachable, of_status
+from streamserve.operator.naming import FIELD_MANAGER
+from streamserve.runtime.errors import SetupError
+
+REQUEST_SECONDS: Final = 15.0
+CONNECT_SECONDS: Final = 5.0
+APPLY: Final = "application/apply-patch+yaml"
+MERGE: Final = "application/merge-patch+json"
+STRATEGIC: Final = "application/strategic-merge-patch+json"
+_JSON: Final = "application/json"
+
+
+class Api:
+    """One API server. `open` before the first request, `close` after the last."""
+
+    def __init__(self, login: Login, fence: Fence, metrics: OperatorMetrics) -> None:
+        self._login = login
+        self._fence = fence
+        self._metrics = metrics
+        self._info: kopf.ConnectionInfo | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Raises SetupError where there are no credentials."""
+        info = self._login()
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(self._on_connection)
+        trace.on_connection_create_end.append(self._on_connection)
+        self._info = info
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+            headers={**info.as_http_headers(), "User-Agent": FIELD_MANAGER},
+            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS),
+            proxy=info.proxy_url,
+            trace_configs=[trace],
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def refresh(self) -> None:
+        """Take a token that was replaced. Keeps the old one where the new cannot be read."""
+        try:
+            fresh = self._login()
+        except SetupError:
+            return
+        if self._session is not None:
+            self._session.headers.update(fresh.as_http_headers())
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Raises ApiError."""
+        return await self._request("GET", path, None, _JSON, {}, self._none())
+
+    async def apply(
+        self, path: str, manifest: Mapping[str, Any], *, manager: str = FIELD_MANAGER, force: bool = True
+    ) -> dict[str, Any]:
+        """Server-side apply. Raises ApiError, NotLeader."""
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self._request("PATCH", path, manifest, APPLY, query, self._fenced())
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        content: str = _JSON,
+        manager: str = FIELD_MANAGER,
+        unfenced: bool = False,
+    ) -> dict[str, Any]:
+        """Any other write. `unfenced` is for the Lease itself alone. Raises ApiError, NotLeader."""
+        query = {} if method == "DELETE" else {"fieldManager": manager}
+        context = self._none() if unfenced else self._fenced()
+        return await self._request(method, path, body, content, query, context)
+
+    def _none(self) -> SimpleNamespace:
+        return SimpleNamespace(fence=None)
+
+    def _fenced(self) -> SimpleNamespace:
+        return SimpleNamespace(fence=self._fence)
+
+    async def _on_connection(self, session: object, context: SimpleNamespace, parameters: object) -> None:
+        asked: SimpleNamespace = context.trace_request_ctx
+        if asked.fence is not None:
+            asked.fence.check()
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        content: str,
+        query: Mapping[str, str],
+        context: SimpleNamespace,
+    ) -> dict[str, Any]:
+        if self._session is None or self._info is None:
+            raise RuntimeError("the client is not open")
+        seconds = REQUEST_SECONDS
+        if context.fence is not None:
+            context.fence.check()
+            seconds = min(seconds, context.fence.left_seconds)
+        outcome = "ok"
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(method, path, body, content, query, context)
+        except ApiError as error:
+            outcome = type(error).__name__
+            if isinstance(error, Unauthorized):
+                self.refresh()
+            raise
+        except NotLeader:
+            outcome = "NotLeader"
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            outcome = "Unreachable"
+            raise Unreachable(f"{method} {path}: {error or 'no answer in time'}") from error
+        finally:
+            self._metrics.request(method, outcome)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        content: str,
+        query: Mapping[str, str],
+        context: SimpleNamespace,
+    ) -> dict[str, Any]:
+        if self._session is None or self._info is None:
+            raise RuntimeError("the client is not open")
+        data = None if body is None else json.dumps(body).encode()
+        url = self._info.server.rstrip("/") + path
+        async with self._session.request(
+            method,
+            url,
+            data=data,
+            params=query,
+            headers={"Content-Type": content, "Accept": _JSON},
+            trace_request_ctx=context,
+        ) as response:
+            text = await response.read()
+            try:
+                answer = json.loads(text)
+            except ValueError:
+                answer = text.decode(errors="replace")[:1_000]
+            if response.status >= 400:
+                raise of_status(response.status, answer, response.headers.get("Retry-After", ""))
+            if not isinstance(answer, dict):
+                raise Unreachable(f"{method} {path}: the answer is no JSON object", status=response.status)
+            return answer

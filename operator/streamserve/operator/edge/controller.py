@@ -1,0 +1,141 @@
+"""The loop: keys out of the queue, one reconcile each, WORKERS at once, only while this process leads.
+
+Not leading, the queue collects what changes; when the lease is won every StreamPair is looked at once. Each is also
+looked at every `resync_seconds`, spread at random, so that an event that was lost costs a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Final
+
+from streamserve.operator.edge.fence import NotLeader
+from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.outcomes import ApiError, Retryable
+from streamserve.operator.edge.queue import KeyedQueue
+from streamserve.operator.edge.store import Change, Key, Store
+from streamserve.runtime import logs
+from streamserve.runtime.tasks import Tasks
+
+WORKERS: Final = 16
+RESYNC_SECONDS: Final = 600.0
+RECONCILE_SECONDS: Final = 120.0
+STUCK_SECONDS: Final = 180.0
+_IDLE_SECONDS: Final = 5.0
+_log = logs.get(__name__)
+
+
+class Controller:
+    """`reconcile` returns the seconds until it wants to run again, or None."""
+
+    def __init__(
+        self,
+        reconcile: Callable[[Key], Awaitable[float | None]],
+        store: Store,
+        leads: asyncio.Event,
+        *,
+        metrics: OperatorMetrics,
+        clock: Callable[[], float],
+        rng: Random,
+        resync_seconds: float = RESYNC_SECONDS,
+    ) -> None:
+        self._reconcile = reconcile
+        self._store = store
+        self._leads = leads
+        self._metrics = metrics
+        self._clock = clock
+        self._rng = rng
+        self._resync_seconds = resync_seconds
+        self._queue: KeyedQueue[Key] = KeyedQueue(rng)
+        self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(WORKERS)
+        self._tasks = Tasks("reconcile")
+        self._turned_at = clock()
+        metrics.follow(metrics.queue_depth, lambda: self._queue.depth(clock()))
+        metrics.follow(metrics.queue_age, lambda: self._queue.oldest_age_seconds(clock()))
+
+    def changed(self, change: Change) -> None:
+        """Something that concerns this StreamPair is news."""
+        if change.new_spec:
+            self._queue.fresh(change.key, self._clock())
+        else:
+            self._queue.add(change.key, self._clock())
+        self._wake.set()
+
+    def ask(self, key: Key) -> None:
+        self.changed(Change(key))
+
+    def trouble(self) -> str | None:
+        """Why this loop does not live; None while it does."""
+        if not self._leads.is_set():
+            return None
+        now = self._clock()
+        if now - self._turned_at > STUCK_SECONDS:
+            return f"the queue has not been looked at for {now - self._turned_at:.0f} s"
+        if (age := self._queue.oldest_age_seconds(now)) > STUCK_SECONDS:
+            return f"a StreamPair has waited for {age:.0f} s"
+        return None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        led, resynced = False, self._clock()
+        while True:
+            self._turned_at = self._clock()
+            if not self._leads.is_set():
+                led = False
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._leads.wait(), _IDLE_SECONDS)
+                continue
+            if not led or self._clock() - resynced > self._resync_seconds:
+                spread = 0.0 if not led else self._resync_seconds / 2
+                for key in self._store.pairs():
+                    self._queue.add(key, self._clock(), after_seconds=self._rng.uniform(0.0, spread))
+                led, resynced = True, self._clock()
+            await self._turn()
+
+    async def stop(self, timeout_seconds: float) -> None:
+        await self._tasks.stop(timeout_seconds)
+
+    async def _turn(self) -> None:
+        """Start what is due and has a place, or wait for either."""
+        self._wake.clear()
+        if self._slots.locked():
+            wait: float | None = None
+        elif (key := self._queue.take(self._clock())) is not None:
+            await self._slots.acquire()
+            self._tasks.spawn("/".join(key), self._one(key))
+            return
+        else:
+            wait = self._queue.next_due_seconds(self._clock())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), min(_IDLE_SECONDS if wait is None else wait, _IDLE_SECONDS))
+
+    async def _one(self, key: Key) -> None:
+        began, result = self._clock(), "ok"
+        try:
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                again = await self._reconcile(key)
+            self._queue.done(key, self._clock(), again_seconds=again)
+            if not self._store.has(key):
+                self._queue.forget(key)
+        except NotLeader:
+            # Whoever leads next looks at everything.
+            result = "not_leading"
+            self._queue.done(key, self._clock())
+        except (ApiError, TimeoutError) as error:
+            result = type(error).__name__
+            least = error.retry_after_seconds if isinstance(error, ApiError) else 0.0
+            wait = self._queue.failed(key, self._clock(), at_least_seconds=least)
+            level = _log.info if isinstance(error, Retryable) else _log.warning
+            level("%s: tried again in %.1f s: %s", "/".join(key), wait, error or "no end in time")
+        except Exception:
+            result = "defect"
+            wait = self._queue.failed(key, self._clock())
+            _log.exception("%s: a defect of ours; tried again in %.1f s", "/".join(key), wait)
+        finally:
+            self._slots.release()
+            self._wake.set()
+            self._metrics.reconcile_seconds.labels(result).observe(self._clock() - began)

@@ -1,0 +1,178 @@
+"""One StreamPair, once: gather what is known, let the core decide, carry it out, say it.
+
+    gather → decide → actions → status → events → what goes by other ways (configuration, drains, acknowledgements)
+
+A run that wrote anything is followed by another at once, which sees what it made and finds nothing left to do.
+
+What is kept between two runs is only what a run found out at the API server and no watch shows: objects under our
+names that are not in the cache, and writes that were refused for good. Both are looked at again after a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Protocol
+
+from streamserve.operator import naming
+from streamserve.operator.actions import Action, Apply
+from streamserve.operator.decide import Decision, decide
+from streamserve.operator.edge.apply import Applier, Carried, Name
+from streamserve.operator.edge.status_writer import StatusWriter
+from streamserve.operator.edge.store import Key, Store
+from streamserve.operator.naming import Manifest
+from streamserve.operator.observe import Echo, LaneReport, Observed, observe
+from streamserve.operator.site import Site
+
+LOOK_AGAIN_SECONDS: Final = 10.0
+REFUSED_AGAIN_SECONDS: Final = 30.0
+_AT_ONCE_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What is known of a pair by other ways than the API server; see `Observed`."""
+
+    lanes: dict[str, LaneReport] | None = None
+    echoes: dict[str, Echo] = field(default_factory=dict)
+    drained: frozenset[str] = frozenset()
+
+
+class Fleet(Protocol):
+    """The processes of the pairs, beside the API server."""
+
+    def heard(self, key: Key) -> Heard: ...
+
+    def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
+        """Take over what the decision means for the processes. Returns at once."""
+
+    def forget(self, key: Key) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejection:
+    message: str
+    generation: int
+    again_at: float
+
+
+@dataclass(slots=True)
+class _Memory:
+    found: dict[Name, Manifest] = field(default_factory=dict)
+    looked_at: float = 0.0
+    rejected: dict[Name, _Rejection] = field(default_factory=dict)
+
+    def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
+        """What need not be tried again yet: a new spec is always tried."""
+        return {
+            name: said.message
+            for name, said in self.rejected.items()
+            if said.generation == generation and now < said.again_at
+        }
+
+
+class Reconciler:
+    def __init__(
+        self,
+        store: Store,
+        applier: Applier,
+        writer: StatusWriter,
+        fleet: Fleet,
+        site: Site,
+        *,
+        clock: Callable[[], float],
+        utc_now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._applier = applier
+        self._writer = writer
+        self._fleet = fleet
+        self._site = site
+        self._clock = clock
+        self._utc_now = utc_now
+        self._memories: dict[Key, _Memory] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Returns after how many seconds to do so again, whatever happens. Raises ApiError, NotLeader."""
+        body = self._store.pair(key)
+        if body is None:
+            self._memories.pop(key, None)
+            self._fleet.forget(key)
+            return None
+        memory = self._memories.setdefault(key, _Memory())
+        now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
+        observed = await self._gather(key, body, memory, now)
+        decision = decide(body, self._site, observed, self._utc_now().timestamp())
+        skipped = memory.rejected_now(generation, now)
+        to_do = [action for action in decision.actions if not _waits(action, skipped)]
+        carried = await self._applier.carry_out(key[0], to_do, _names(observed))
+        self._remember(memory, carried, skipped, decision, generation)
+        await self._say(body, observed, decision)
+        self._fleet.decided(key, decision, observed)
+        return _earliest(
+            decision.again_seconds,
+            _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found else None,
+            LOOK_AGAIN_SECONDS if memory.found else None,
+            REFUSED_AGAIN_SECONDS if memory.rejected else None,
+        )
+
+    async def _gather(self, key: Key, body: Manifest, memory: _Memory, now: float) -> Observed:
+        children = list(self._store.children(key))
+        shown = {naming.key_of(child) for child in children}
+        for name in [name for name in memory.found if name in shown]:
+            del memory.found[name]
+        if memory.found and now - memory.looked_at >= LOOK_AGAIN_SECONDS:
+            for name in list(memory.found):
+                present = await self._applier.look(key[0], name)
+                if present is None:
+                    del memory.found[name]
+                else:
+                    memory.found[name] = present
+            memory.looked_at = now
+        heard = self._fleet.heard(key)
+        metadata = body["metadata"]
+        return observe(
+            metadata["name"],
+            metadata["uid"],
+            [*children, *memory.found.values()],
+            lanes=heard.lanes,
+            echoes=heard.echoes,
+            drained=heard.drained,
+            rejected={name: said.message for name, said in memory.rejected.items()},
+        )
+
+    def _remember(
+        self, memory: _Memory, carried: Carried, skipped: dict[Name, str], decision: Decision, generation: int
+    ) -> None:
+        now = self._clock()
+        if carried.found:
+            memory.found |= carried.found
+            memory.looked_at = now
+        wanted = {(action.kind, action.name) for action in decision.actions}
+        memory.rejected = {name: memory.rejected[name] for name in skipped if name in wanted}
+        for name, message in carried.rejected.items():
+            memory.rejected[name] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
+
+    async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> None:
+        if decision.status is not None:
+            await self._writer.write(body, decision.status)
+        for name, status in decision.scalers.items():
+            await self._writer.write(observed.children[name].live, status)
+        await self._writer.tell(body, decision.events)
+
+
+def _waits(action: Action, rejected: dict[Name, str]) -> bool:
+    """A write that was just refused, and new pods while there is one."""
+    if not isinstance(action, Apply):
+        return False
+    return (action.kind, action.name) in rejected or (action.kind == "Pod" and bool(rejected))
+
+
+def _names(observed: Observed) -> frozenset[Name]:
+    pods = (("Pod", pod.name) for pod in observed.pods)
+    return frozenset((*pods, *observed.children, *observed.others))
+
+
+def _earliest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)

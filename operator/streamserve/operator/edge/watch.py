@@ -1,0 +1,159 @@
+"""One kind of object, followed for ever: kopf's list and watch, and what it means for the cache.
+
+kopf is the informer and nothing else of it runs: no handlers, no peering, no annotations, no finalizers. Its stream
+lists in chunks, watches with bookmarks, opens a dead or silent stream anew and lists again after 410 Gone. Here is
+added that a complete list also says what is gone, that an error of any kind means another try, and when the stream
+was heard last. This is the one module that knows kopf's inner names; `check` says at start whether they are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import aiohttp
+import kopf
+from kopf._cogs.clients import auth, errors, watching
+from kopf._cogs.structs import credentials, references
+
+from streamserve.operator.edge.login import Login
+from streamserve.operator.edge.resources import Resource
+from streamserve.operator.edge.store import Change, Id, Store, id_of
+from streamserve.operator.naming import Manifest
+from streamserve.runtime import logs
+from streamserve.runtime.backoff import Backoff
+from streamserve.runtime.errors import SetupError
+
+CHUNK_SIZE: Final = 500
+SERVER_TIMEOUT_SECONDS: Final = 600
+_log = logs.get(__name__)
+
+
+def check() -> None:
+    """Raises SetupError when this kopf does not have what we take from it."""
+    wanted = {"settings", "resource", "namespace"}
+    if not wanted <= inspect.signature(watching.infinite_watch).parameters.keys() or not watching.Bookmark.LISTED:
+        raise SetupError("this version of kopf has another watch: install the one of requirements/")
+    # Each failed attempt is told here, once, with what is done about it.
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)
+
+
+@dataclass(slots=True)
+class Health:
+    """Of one watch. Times on the loop's clock; `trouble` is empty while all is well."""
+
+    what: str
+    listed: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_at: float = 0.0
+    trouble: str = "has not been listed yet"
+
+
+class Watch:
+    """`on_change` is told whom each change concerns. Runs as one task."""
+
+    def __init__(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        login: Login,
+        store: Store,
+        on_change: Callable[[Change], None],
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
+        self.resource = resource
+        self.namespace = namespace
+        self.health = Health(f"{resource.plural} in {namespace or 'every namespace'}", heard_at=clock())
+        self._login = login
+        self._store = store
+        self._on_change = on_change
+        self._clock = clock
+        self._backoff = Backoff(0.5, 15.0, rng)
+        self._listed: set[Id] | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            vault = _Vault({"login": self._login()})
+            auth.vault_var.set(vault)
+            try:
+                await self._follow()
+            except (errors.APIError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                self._failed(error)
+            except (watching.WatchingError, credentials.LoginError, errors.APISessionClosed, SetupError) as error:
+                self._failed(error)
+            finally:
+                await vault.close()
+            await asyncio.sleep(self._backoff.next())
+
+    async def _follow(self) -> None:
+        settings = kopf.OperatorSettings()
+        settings.watching.chunk_size = CHUNK_SIZE
+        settings.watching.server_timeout = SERVER_TIMEOUT_SECONDS
+        settings.networking.request_timeout = 30
+        settings.networking.connect_timeout = 10
+        settings.networking.error_backoffs = ()
+        if self.resource.selector:
+            settings.watching.label_selectors[kopf.EVERYTHING] = self.resource.selector
+        found = references.Resource(
+            group=self.resource.group,
+            version=self.resource.version,
+            plural=self.resource.plural,
+            kind=self.resource.kind,
+            namespaced=True,
+        )
+        namespace = None if self.namespace is None else references.NamespaceName(self.namespace)
+        self._listed = None
+        async for event in watching.infinite_watch(settings=settings, resource=found, namespace=namespace):
+            self.health.heard_at = self._clock()
+            if event is watching.Bookmark.LISTED:
+                self._complete()
+            elif isinstance(event, dict):
+                self._take(event["type"], event["object"])
+
+    def _take(self, kind: str | None, body: Any) -> None:
+        """A listed object (no kind of event), or one that was added, modified or deleted."""
+        if kind == "BOOKMARK":
+            return
+        made: Manifest = body
+        if kind is None:
+            if self._listed is None:
+                self._listed = set()
+            made.setdefault("kind", self.resource.kind)
+            made.setdefault("apiVersion", self.resource.api_version)
+            self._listed.add(id_of(made))
+        change = self._store.remove(made) if kind == "DELETED" else self._store.put(made)
+        if change is not None:
+            self._on_change(change)
+
+    def _complete(self) -> None:
+        for change in self._store.keep_only(self.resource.kind, self.namespace, self._listed or set()):
+            self._on_change(change)
+        self._listed = None
+        if self.health.trouble:
+            _log.info("watching %s", self.health.what)
+        self.health.listed.set()
+        self.health.trouble = ""
+        self._backoff.reset()
+
+    def _failed(self, error: Exception) -> None:
+        self.health.heard_at = self._clock()
+        trouble = f"{type(error).__name__}: {error}"
+        if trouble != self.health.trouble:
+            _log.warning("the watch of %s failed and is tried again: %s", self.health.what, trouble)
+        self.health.trouble = trouble
+
+
+class _Vault(credentials.Vault):
+    """Credentials that were refused end the watch, which starts anew with those that are there then."""
+
+    async def invalidate(
+        self, key: credentials.VaultKey, info: credentials.KubeContext, *, exc: Exception | None = None
+    ) -> None:
+        raise credentials.LoginError("the API server does not take our credentials") from exc

@@ -1,0 +1,132 @@
+"""Requests on a real connection: a write leaves only while the fence is up, and every failure has its type."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import kopf
+import pytest
+
+from streamserve.operator.edge.api import Api
+from streamserve.operator.edge.fence import Fence, NotLeader
+from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.outcomes import Conflict, Unauthorized, Unreachable
+
+
+class Server:
+    """Answers every request on a connection with `status`; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.status, self.body = 200, json.dumps({"kind": "Pod"})
+        self.address = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                text = head.decode()
+                length = next((int(line[15:]) for line in text.split("\r\n") if line.startswith("Content-Length:")), 0)
+                await reader.readexactly(length)
+                self.requests.append(text)
+                answer = f"HTTP/1.1 {self.status} X\r\nContent-Length: {len(self.body)}\r\n\r\n{self.body}"
+                writer.write(answer.encode())
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+class Bench:
+    def __init__(self, server: Server) -> None:
+        self.server, self.now, self.token, self.looks = server, 0.0, "one", 0
+        self.stopped_at_look: int | None = None
+        self.fence = Fence(self._clock)
+        self.api = Api(self._login, self.fence, OperatorMetrics())
+
+    def _login(self) -> Any:
+        return kopf.ConnectionInfo(server=f"http://{self.server.address}", token=self.token)
+
+    def _clock(self) -> float:
+        self.looks += 1
+        if self.looks == self.stopped_at_look:
+            self.now += 3_600.0
+        return self.now
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    server = Server()
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.address = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    made = Bench(server)
+    made.api.open()
+    yield made
+    await made.api.close()
+    listening.close()
+
+
+async def test_without_the_lease_reads_go_through_and_writes_do_not(bench: Bench) -> None:
+    assert await bench.api.get("/x") == {"kind": "Pod"}
+    with pytest.raises(NotLeader):
+        await bench.api.apply("/x", {})
+    with pytest.raises(NotLeader):
+        await bench.api.send("DELETE", "/x", {})
+    assert [request.split(" ")[0] for request in bench.server.requests] == ["GET"]
+
+
+async def test_an_apply_names_its_field_manager_and_is_forced_unless_told_otherwise(bench: Bench) -> None:
+    bench.fence.raise_until(10.0)
+    await bench.api.apply("/x", {})
+    await bench.api.apply("/x", {}, force=False)
+    assert "PATCH /x?fieldManager=streamserve-operator&force=true" in bench.server.requests[0]
+    assert "force=false" in bench.server.requests[1]
+    assert "application/apply-patch+yaml" in bench.server.requests[0]
+
+
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_process_that_was_stopped_anywhere_before_the_write_sends_nothing(
+    bench: Bench, look: int, connected: bool
+) -> None:
+    """The clock jumps at the n-th look at it: a SIGSTOP past the lease, and SIGCONT, at that point of the request."""
+    if connected:
+        await bench.api.get("/warm")
+    bench.server.requests.clear()
+    bench.fence.raise_until(10.0)
+    bench.looks, bench.stopped_at_look = 0, look
+    try:
+        await bench.api.apply("/x", {})
+    except (NotLeader, Unreachable):
+        assert bench.server.requests == []
+    else:
+        assert bench.looks < look, "the stop came after the write"
+
+
+async def test_a_token_that_was_replaced_is_used_after_a_401(bench: Bench) -> None:
+    bench.server.status = 401
+    bench.token = "two"
+    with pytest.raises(Unauthorized):
+        await bench.api.get("/x")
+    bench.server.status = 200
+    await bench.api.get("/x")
+    tokens = [line for text in bench.server.requests for line in text.split("\r\n") if line.startswith("Authorization")]
+    assert tokens == ["Authorization: Bearer one", "Authorization: Bearer two"]
+
+
+async def test_the_servers_words_are_kept(bench: Bench) -> None:
+    bench.server.status, bench.server.body = 409, json.dumps({"message": "the object has been modified"})
+    with pytest.raises(Conflict, match="has been modified"):
+        await bench.api.get("/x")
+
+
+async def test_nobody_listening_is_unreachable(bench: Bench) -> None:
+    bench.api.open()
+    bench.server.address = "127.0.0.1:1"
+    await bench.api.close()
+    bench.api.open()
+    with pytest.raises(Unreachable):
+        await bench.api.get("/x")

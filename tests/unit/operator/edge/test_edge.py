@@ -1,0 +1,234 @@
+"""One reconcile carried out: in what order, what stops it, what is said of it. The API server is a dictionary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from streamserve.operator.decide import Decision
+from streamserve.operator.edge.apply import Applier
+from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound, Refused, ServerFailed, Throttled
+from streamserve.operator.edge.reconcile import REFUSED_AGAIN_SECONDS, Heard, Reconciler
+from streamserve.operator.edge.status_writer import StatusWriter
+from streamserve.operator.edge.store import Key, Store
+from streamserve.operator.observe import Observed
+from streamserve.operator.site import Site
+
+Body = dict[str, Any]
+MakeBody = Callable[..., Body]
+KEY = ("llm", "demo")
+
+
+class Silent:
+    """A fleet of which nothing is heard."""
+
+    def heard(self, key: Key) -> Heard:
+        return Heard()
+
+    def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
+        pass
+
+    def forget(self, key: Key) -> None:
+        pass
+
+
+class Server:
+    """Objects by path. `errors`: raised once each for the path that ends with the key, before anything is written."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Body] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.errors: dict[str, list[ApiError]] = {}
+        self.version = 100
+
+    @property
+    def writes(self) -> list[str]:
+        return [f"{verb} {path}" for verb, path in self.calls if verb != "GET"]
+
+    async def get(self, path: str) -> Body:
+        self._called("GET", path)
+        if path not in self.objects:
+            raise NotFound("not there", status=404)
+        return copy.deepcopy(self.objects[path])
+
+    async def apply(self, path: str, manifest: Mapping[str, Any], *, manager: str = "", force: bool = True) -> Body:
+        self._called("APPLY", path)
+        body = copy.deepcopy(dict(manifest))
+        subresource = path.endswith("/status")
+        at = path.removesuffix("/status")
+        old = self.objects.get(at)
+        self.version += 1
+        made = {**(old or {}), **({"status": body["status"]} if subresource else body)}
+        fresh = {"uid": f"uid-{self.version}", "creationTimestamp": "2027-01-15T08:00:00Z"}
+        before = old["metadata"] if old else {}
+        kept = {field: before.get(field, value) for field, value in fresh.items()}
+        made["metadata"] = {**before, **body["metadata"], **kept, "resourceVersion": str(self.version)}
+        self.objects[at] = made
+        return copy.deepcopy(made)
+
+    async def send(self, method: str, path: str, body: Mapping[str, Any], **_: object) -> Body:
+        self._called(method, path)
+        if method == "DELETE":
+            return self.objects.pop(path)
+        return {}
+
+    def _called(self, verb: str, path: str) -> None:
+        self.calls.append((verb, path))
+        for end, errors in self.errors.items():
+            if path.endswith(end) and verb != "GET" and errors:
+                raise errors.pop(0)
+
+
+class Bench:
+    """A reconciler on a Server, with one StreamPair; the watch is the store's own feed by the answers to writes."""
+
+    def __init__(self, body: Body, site: Site) -> None:
+        self.server, self.store, self.now = Server(), Store(), 0.0
+        self.body = copy.deepcopy(body)
+        self.body["metadata"] |= {"name": KEY[1], "namespace": KEY[0], "resourceVersion": "1"}
+        path = f"/apis/streamserve.io/v1alpha1/namespaces/{KEY[0]}/streampairs/{KEY[1]}"
+        self.server.objects[path] = copy.deepcopy(self.body)
+        self.store.put(self.body)
+        metrics = OperatorMetrics()
+        server: Any = self.server
+        self.reconciler = Reconciler(
+            self.store,
+            Applier(server, self.store, metrics, self._utc_now),
+            StatusWriter(server, self.store, metrics, self._utc_now),
+            Silent(),
+            site,
+            clock=lambda: self.now,
+            utc_now=self._utc_now,
+        )
+
+    async def once(self) -> float | None:
+        self.server.calls.clear()
+        return await self.reconciler.reconcile(KEY)
+
+    async def until_quiet(self) -> None:
+        for _ in range(10):
+            await self.once()
+            if not self.server.writes:
+                return
+        raise AssertionError(f"it never rests: {self.server.writes}")
+
+    def edit(self) -> None:
+        """The user's apply: another generation."""
+        self.server.version += 1
+        body = self.store.pair(KEY)
+        assert body is not None
+        body["metadata"] |= {"generation": 2, "resourceVersion": str(self.server.version)}
+        self.store.put(body)
+
+    def condition(self, kind: str) -> tuple[str, str, str]:
+        body = self.store.pair(KEY)
+        assert body is not None
+        found = next(each for each in body["status"]["conditions"] if each["type"] == kind)
+        return found["status"], found["reason"], found["message"]
+
+    def _utc_now(self) -> datetime:
+        return datetime.fromtimestamp(1_800_000_000 + self.now, UTC)
+
+
+@pytest.fixture
+def bench(make_body: MakeBody, site: Site) -> Bench:
+    return Bench(make_body(), site)
+
+
+async def test_children_come_before_the_status_and_the_events_after_it(bench: Bench) -> None:
+    await bench.once()
+    kinds = [call.split("/namespaces/llm/")[1].split("/")[0] for call in bench.server.writes]
+    assert kinds.index("configmaps") < kinds.index("pods") < kinds.index("streampairs") < kinds.index("events")
+
+
+async def test_a_second_look_finds_nothing_left_to_do(bench: Bench) -> None:
+    await bench.until_quiet()
+    assert bench.server.calls == []
+
+
+async def test_what_changed_is_told_once(bench: Bench) -> None:
+    await bench.once()
+    first = [call for call in bench.server.writes if call.startswith("POST")]
+    await bench.once()
+    again = [call for call in bench.server.writes if call.startswith("POST")]
+    assert len(first) == 8, "one for each condition that was decided for the first time"
+    assert again == []
+
+
+async def test_a_strangers_object_is_left_alone_and_told_and_no_pod_is_made_that_would_mount_it(bench: Bench) -> None:
+    path = "/api/v1/namespaces/llm/configmaps/demo-config"
+    stranger = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "demo-config", "namespace": "llm"}}
+    bench.server.objects[path] = copy.deepcopy(stranger)
+    await bench.until_quiet()
+    assert bench.server.objects[path] == stranger
+    assert not any("/pods/" in path for path in bench.server.objects)
+    assert bench.condition("Degraded")[:2] == ("True", "ForeignObject")
+    del bench.server.objects[path]
+    bench.now += 20.0
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+    assert any("/pods/" in path for path in bench.server.objects)
+
+
+async def test_an_object_of_ours_that_lost_its_label_is_found_by_its_name_and_mended(bench: Bench) -> None:
+    await bench.until_quiet()
+    path = "/api/v1/namespaces/llm/services/demo-router"
+    bench.server.objects[path]["metadata"]["labels"] = {}
+    bench.store.remove(bench.server.objects[path])
+    await bench.once()
+    assert bench.server.writes == [], "it is looked at before it is written"
+    await bench.until_quiet()
+    assert bench.server.objects[path]["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "streamserve"
+
+
+async def test_a_refused_write_is_told_with_the_servers_words_and_tried_again_later(bench: Bench) -> None:
+    bench.server.errors["/poddisruptionbudgets/demo-workers"] = [Refused("exceeded quota: 1", status=403)]
+    await bench.until_quiet()
+    assert "exceeded quota: 1" in bench.condition("Degraded")[2]
+    assert not any("/pods/" in path for path in bench.server.objects)
+    bench.now += REFUSED_AGAIN_SECONDS + 1.0
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+    assert any("/pods/" in path for path in bench.server.objects)
+
+
+async def test_a_new_spec_is_tried_at_once_although_the_one_before_was_refused(bench: Bench) -> None:
+    bench.server.errors["/deployments/demo-router"] = [Refused("forbidden", status=422)]
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[1] == "WriteRefused"
+    bench.edit()
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ServerFailed("broken", status=500), Throttled("slow", status=429), Conflict("changed", status=409)],
+    ids=["500", "429", "409"],
+)
+async def test_a_retryable_error_ends_the_run_before_anything_is_said_and_the_next_completes_it(
+    bench: Bench, error: ApiError
+) -> None:
+    bench.server.errors["/deployments/demo-router"] = [error]
+    with pytest.raises(type(error)):
+        await bench.once()
+    assert not any("streampairs" in call or "events" in call for call in bench.server.writes)
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+
+
+async def test_an_event_that_is_not_taken_costs_nothing(bench: Bench) -> None:
+    bench.server.errors["/namespaces/llm/events"] = [ServerFailed("no room", status=500)] * 20
+    await bench.until_quiet()
+
+
+async def test_a_pair_that_is_gone_is_forgotten(bench: Bench) -> None:
+    await bench.until_quiet()
+    bench.store.remove(bench.body)
+    assert await bench.once() is None
+    assert bench.server.calls == []
