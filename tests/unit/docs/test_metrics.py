@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from streamserve.cli.up.metrics import UpMetrics
 from streamserve.contract.runtime_config import ConfigId
+from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.router import config as router_settings
 from streamserve.router.__main__ import Router
 from streamserve.worker.monitor.metrics import Gauges, Metrics
@@ -59,6 +60,10 @@ def test_every_metric_of_the_worker_is_on_the_page_and_no_other() -> None:
 
 async def test_every_metric_of_the_router_is_on_the_page_and_no_other(tmp_path: Path) -> None:
     assert documented("router") == exposed(await router_registry(tmp_path))
+
+
+def test_every_metric_of_the_operator_is_on_the_page_and_no_other() -> None:
+    assert documented("operator") == exposed(OperatorMetrics().registry)
 
 
 def test_every_metric_of_up_is_on_the_page_and_no_other() -> None:

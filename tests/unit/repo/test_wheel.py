@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-SCRIPTS = {"streamserve", "streamserve-router", "streamserve-worker"}
+SCRIPTS = {"streamserve", "streamserve-operator", "streamserve-router", "streamserve-worker"}
 BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
 
 

@@ -1,0 +1,308 @@
+"""The processes of the StreamPairs, beside the API server: their configuration, echoes, lanes and drains.
+
+    written   each configuration to Redis, at once; Redis being away stops nothing, the ConfigMap delivers
+    lanes     every LANES_SECONDS, of all pairs in one look at the routers' words in Redis. While Redis is away nothing
+              is known, and gates stay as they are
+    echoes    of a pair that has not settled: workers by their signals in Redis, by GetState where that does not tell
+              soon, routers by GetConfig; first after FIRST_SECONDS, then ever more slowly
+    drains    see `drains.py`
+
+An echo stays until its pod goes: a process never goes back to an earlier configuration. Only a leader asks or writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from streamserve.contract import runtime_config
+from streamserve.contract.identity import fingerprint
+from streamserve.contract.runtime_config import ConfigId
+from streamserve.contract.signals import Flags, WorkerSignals
+from streamserve.operator.decide import Decision
+from streamserve.operator.edge.drains import Drains
+from streamserve.operator.edge.fence import Fence, NotLeader
+from streamserve.operator.edge.members import Members, Worker, members
+from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.peers import Peers
+from streamserve.operator.edge.reconcile import Heard
+from streamserve.operator.edge.redis_link import AWAY, RedisLink
+from streamserve.operator.edge.store import Key, Store
+from streamserve.operator.observe import Echo, LaneReport, Observed
+from streamserve.runtime import logs
+from streamserve.runtime.tasks import Tasks
+from streamserve.runtime.tls import TlsFiles
+
+LANES_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 2.0
+FIRST_SECONDS: Final = 0.05
+SLOWEST_SECONDS: Final = 5.0
+_DIRECTLY_AFTER_SECONDS: Final = 0.4
+_SHARE_OF_TIME: Final = 0.1
+_ASKED_AT_ONCE: Final = 32
+_log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class _Pair:
+    members: Members = field(default_factory=Members)
+    wanted: ConfigId | None = None
+    data: bytes = b""
+    order: tuple[str, int, int] = ("", -1, -1)
+    echoes: dict[str, Echo] = field(default_factory=dict)
+    asking: bool = False
+
+
+class ProcessFleet:
+    """Without a Redis URL nothing is read there and nothing written."""
+
+    def __init__(
+        self,
+        redis_url: str | None,
+        namespaces: Sequence[str],
+        tls: TlsFiles | None,
+        fence: Fence,
+        store: Store,
+        *,
+        ask: Callable[[Key], None],
+        metrics: OperatorMetrics,
+        rng: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = None if redis_url is None else RedisLink(redis_url, fence, namespaces)
+        self._peers = Peers(tls)
+        self._fence = fence
+        self._store = store
+        self._ask = ask
+        self._metrics = metrics
+        self._rng = rng
+        self._clock = clock
+        self._drains = Drains(self._peers, ask)
+        self._pairs: dict[Key, _Pair] = {}
+        self._lanes: Mapping[Key, dict[str, LaneReport]] | None = None
+        self._unwritten: set[Key] = set()
+        self._to_write = asyncio.Event()
+        self._tasks = Tasks("fleet")
+        self._turns = asyncio.Semaphore(_ASKED_AT_ONCE)
+        self._away = ""
+
+    def heard(self, key: Key) -> Heard:
+        pair = self._pairs.get(key)
+        lanes = None if self._lanes is None else self._lanes.get(key)
+        return Heard(lanes, dict(pair.echoes) if pair else {}, self._drains.finished(key))
+
+    def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
+        body = self._store.pair(key)
+        if body is None:
+            return
+        pair = self._pairs.setdefault(key, _Pair())
+        pods = [child for child in self._store.children(key) if child["kind"] == "Pod"]
+        pair.members = members(body["metadata"]["uid"], observed, pods)
+        known = {worker.pod for worker in pair.members.workers} | {name for name, _ in pair.members.routers}
+        before = dict(pair.echoes)
+        pair.echoes = {name: echo for name, echo in pair.echoes.items() if name in known}
+        for name, _ in pair.members.routers:
+            pair.echoes.setdefault(name, Echo(0))
+        if decision.config is not None:
+            self._want(key, pair, decision)
+        self._drains.want(key, pair.members)
+        if not pair.asking and any(self._unsettled(pair)):
+            pair.asking = True
+            self._tasks.spawn(f"ask {'/'.join(key)}", self._settle(key, pair))
+        if pair.echoes != before:
+            self._ask(key)
+
+    def forget(self, key: Key) -> None:
+        self._pairs.pop(key, None)
+        self._unwritten.discard(key)
+        self._drains.forget(key)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        if self._link is None:
+            _log.warning("no Redis: no lane's state can be known, so no pod becomes ready")
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_lanes(self._link), name="lanes")
+            group.create_task(self._keep_written(self._link), name="configurations")
+
+    async def close(self) -> None:
+        await self._drains.stop()
+        await self._tasks.stop()
+        if self._link is not None:
+            await self._link.close()
+
+    # The configuration, written
+
+    def _want(self, key: Key, pair: _Pair, decision: Decision) -> None:
+        config = decision.config
+        if config is None:
+            return
+        order = (config.id.uid, *config.id.order)
+        pair.wanted = config.id
+        if pair.order[0] == order[0] and order <= pair.order:
+            return
+        pair.order, pair.data = order, runtime_config.encode(config)
+        self._unwritten.add(key)
+        self._to_write.set()
+
+    async def _keep_written(self, link: RedisLink) -> None:
+        checked = self._clock()
+        while True:
+            try:
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._to_write.wait()
+            except TimeoutError:
+                pass
+            self._to_write.clear()
+            if not self._fence.is_up:
+                continue
+            try:
+                await self._write(link)
+                if self._clock() - checked >= CHECK_SECONDS:
+                    self._unwritten |= set(await link.missing([key for key, pair in self._pairs.items() if pair.data]))
+                    await self._write(link)
+                    checked = self._clock()
+            except AWAY as error:
+                self._is_away(error)
+                await asyncio.sleep(self._rng.uniform(0.2, 0.5))
+            except NotLeader:
+                continue
+
+    async def _write(self, link: RedisLink) -> None:
+        some = {key: self._pairs[key] for key in self._unwritten if key in self._pairs}
+        await link.write({key: pair.data for key, pair in some.items()})
+        self._is_back()
+        for key, pair in some.items():
+            if pair is self._pairs.get(key):
+                self._unwritten.discard(key)
+
+    # What routers say of lanes
+
+    async def _keep_lanes(self, link: RedisLink) -> None:
+        while True:
+            began = self._clock()
+            if self._fence.is_up:
+                try:
+                    found = await link.lanes()
+                except AWAY as error:
+                    self._is_away(error)
+                    found = None
+                else:
+                    self._is_back()
+                self._take_lanes(found)
+            took = self._clock() - began
+            await asyncio.sleep(max(LANES_SECONDS, took / _SHARE_OF_TIME))
+
+    def _take_lanes(self, found: Mapping[Key, dict[str, LaneReport]] | None) -> None:
+        before, self._lanes = self._lanes or {}, found
+        for key in self._pairs:
+            if (found or {}).get(key) != before.get(key):
+                self._ask(key)
+
+    # Who has applied it
+
+    def _unsettled(self, pair: _Pair) -> tuple[list[Worker], list[tuple[str, str]]]:
+        """Workers and routers that serve and have not echoed what is wanted; empty lists where all have."""
+        if pair.wanted is None:
+            return [], []
+        wanted = pair.wanted.order
+
+        def lacks(name: str) -> bool:
+            echo = pair.echoes.get(name)
+            return echo is None or (echo.generation, echo.step) < wanted
+
+        workers = [worker for worker in pair.members.workers if worker.serves and lacks(worker.pod)]
+        return workers, [router for router in pair.members.routers if lacks(router[0])]
+
+    async def _settle(self, key: Key, pair: _Pair) -> None:
+        """Ask until nobody is left to ask, or the pair is another one."""
+        began, wanted, wait = self._clock(), pair.wanted, FIRST_SECONDS
+        try:
+            while self._pairs.get(key) is pair and self._fence.is_up:
+                if pair.wanted != wanted:
+                    began, wanted, wait = self._clock(), pair.wanted, FIRST_SECONDS
+                workers, routers = self._unsettled(pair)
+                if not workers and not routers:
+                    return
+                async with self._turns:
+                    found = await self._echoes(key, pair, workers, routers, self._clock() - began)
+                self._learn(key, pair, found)
+                await asyncio.sleep(wait * self._rng.uniform(0.8, 1.2))
+                wait = min(SLOWEST_SECONDS, 1.5 * wait)
+        finally:
+            pair.asking = False
+
+    async def _echoes(
+        self,
+        key: Key,
+        pair: _Pair,
+        workers: list[Worker],
+        routers: list[tuple[str, str]],
+        waited_seconds: float,
+    ) -> dict[str, Echo]:
+        found: dict[str, Echo] = {}
+        published = await self._signals(key, workers)
+        directly: list[Worker] = []
+        for worker in workers:
+            echo = echo_of(published.get(worker.id), worker, pair.members.pair_uid)
+            if echo is not None:
+                found[worker.pod] = echo
+            late = waited_seconds >= _DIRECTLY_AFTER_SECONDS
+            if worker.address and (echo is None or echo.error or late):
+                directly.append(worker)
+        uid = pair.members.pair_uid
+        names = [*(worker.pod for worker in directly), *(name for name, _ in routers)]
+        answers = await asyncio.gather(
+            *(self._peers.worker(worker.address, uid, worker.id) for worker in directly),
+            *(self._peers.router(address, uid) for _, address in routers),
+        )
+        return found | {name: echo for name, echo in zip(names, answers, strict=True) if echo is not None}
+
+    async def _signals(self, key: Key, workers: list[Worker]) -> dict[str, WorkerSignals]:
+        if self._link is None or not workers:
+            return {}
+        try:
+            found = await self._link.signals([(key, worker.id) for worker in workers])
+        except AWAY as error:
+            self._is_away(error)
+            return {}
+        return {worker: said for (_, worker), said in found.items()}
+
+    def _learn(self, key: Key, pair: _Pair, found: dict[str, Echo]) -> None:
+        news = {name: echo for name, echo in found.items() if pair.echoes.get(name) != echo}
+        if news:
+            pair.echoes |= news
+            self._ask(key)
+
+    # Redis, away and back
+
+    def _is_away(self, error: BaseException) -> None:
+        self._metrics.redis_connected.set(0)
+        trouble = type(error).__name__
+        if trouble != self._away:
+            _log.warning("Redis does not answer (%s): ConfigMaps deliver, gates stay as they are", trouble)
+        self._away = trouble
+
+    def _is_back(self) -> None:
+        self._metrics.redis_connected.set(1)
+        if self._away:
+            _log.info("Redis answers again")
+        self._away = ""
+
+
+def echo_of(said: WorkerSignals | None, worker: Worker, pair_uid: str) -> Echo | None:
+    """What a worker's signals say it has applied; None for none, or those of a predecessor of its name."""
+    if said is None or not said.serves_pair(pair_uid) or said.revision_fingerprint != fingerprint(worker.revision):
+        return None
+    refused = bool(said.flags & Flags.CONFIG_REJECTED)
+    return Echo(
+        said.config_generation,
+        said.config_step,
+        "it refuses the configuration" if refused else "",
+        bool(said.flags & Flags.SPECULATION_FALLBACK),
+    )

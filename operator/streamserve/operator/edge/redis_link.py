@@ -1,0 +1,122 @@
+"""Redis as the operator uses it: configurations written, the words of routers and workers read.
+
+Written: each StreamPair's configuration, whole, as key and as push, at once when it changed; and again where Redis has
+forgotten it or where it would expire (`missing`). Only while the fence is up, and never an earlier (generation, step)
+of a uid than before: there is one writer.
+
+Read: every router's word on each lane, and the signals of the workers that are asked for. One round trip carries at
+most CHUNK keys. Every method raises one of AWAY when Redis does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from streamserve.contract import keys, signals
+from streamserve.contract.keys import Keyspace
+from streamserve.contract.signals import SignalsError, WorkerSignals
+from streamserve.operator.edge.fence import Fence
+from streamserve.operator.edge.store import Key
+from streamserve.operator.observe import LaneReport, lane_reports
+
+AWAY: Final = (RedisError, OSError, TimeoutError)
+CHUNK: Final = 500
+SOCKET_SECONDS: Final = 2.0
+_LANES_KEY: Final = re.compile(r"ss:([^/]+)/([^/]+)/router/[^/]+/lanes")
+T = TypeVar("T")
+
+
+class RedisLink:
+    """`namespaces` empty means all of them."""
+
+    def __init__(self, url: str, fence: Fence, namespaces: Sequence[str]) -> None:
+        self._client = redis.from_url(url, socket_timeout=SOCKET_SECONDS, socket_connect_timeout=SOCKET_SECONDS)
+        self._fence = fence
+        self._patterns = [f"ss:{namespace}/*/router/*/lanes" for namespace in namespaces or ("*",)]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def write(self, configs: Mapping[Key, bytes]) -> None:
+        """Raises NotLeader."""
+        for some in _chunks(list(configs.items())):
+            pipe = self._client.pipeline(transaction=False)
+            for key, data in some:
+                space = Keyspace(*key)
+                pipe.set(space.config, data, ex=keys.CONFIG_TTL_SECONDS)
+                pipe.publish(space.config_channel, data)
+            self._fence.check()
+            await pipe.execute()
+
+    async def missing(self, wanted: Sequence[Key]) -> list[Key]:
+        """Those of which Redis holds no configuration, or one that expires within half its time."""
+        found: list[Key] = []
+        for some in _chunks(wanted):
+            pipe = self._client.pipeline(transaction=False)
+            for key in some:
+                pipe.ttl(Keyspace(*key).config)
+            left = await pipe.execute()
+            found += [key for key, ttl in zip(some, left, strict=True) if int(ttl) < keys.CONFIG_TTL_SECONDS // 2]
+        return found
+
+    async def lanes(self) -> dict[Key, dict[str, LaneReport]]:
+        """What routers say of each lane, of every StreamPair that has a router."""
+        names = [
+            name.decode()
+            for pattern in self._patterns
+            async for name in self._client.scan_iter(match=pattern, count=2 * CHUNK)
+        ]
+        words: dict[Key, list[dict[str, LaneReport]]] = {}
+        for name, value in zip(names, await self._values(names), strict=True):
+            matched = _LANES_KEY.fullmatch(name)
+            if matched is not None and value is not None and (word := lanes_of(value)) is not None:
+                words.setdefault((matched[1], matched[2]), []).append(word)
+        return {key: lane_reports(said) or {} for key, said in words.items()}
+
+    async def signals(self, workers: Sequence[tuple[Key, str]]) -> dict[tuple[Key, str], WorkerSignals]:
+        """Of those (pair, worker id) that publish."""
+        names = [Keyspace(*key).worker_signals(worker) for key, worker in workers]
+        found = {}
+        for worker, value in zip(workers, await self._values(names), strict=True):
+            if value is not None and (decoded := signals_of(value)) is not None:
+                found[worker] = decoded
+        return found
+
+    async def _values(self, names: Sequence[str]) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        for some in _chunks(names):
+            values += [value if isinstance(value, bytes) else None for value in await self._client.mget(some)]
+        return values
+
+
+def lanes_of(value: bytes) -> dict[str, LaneReport] | None:
+    """A router's word; None where it is not readable."""
+    try:
+        said = json.loads(value)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    return {str(lane): _report(row) for lane, row in said.items() if isinstance(row, dict)}
+
+
+def signals_of(value: bytes) -> WorkerSignals | None:
+    try:
+        return signals.decode(value)
+    except SignalsError:
+        return None
+
+
+def _report(row: Mapping[str, Any]) -> LaneReport:
+    return LaneReport(*(str(row.get(field) or "") for field in ("state", "reason", "revision")))
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]

@@ -1,0 +1,56 @@
+"""What the operator's command line takes, and what it says to what it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamserve.operator.edge import settings
+from streamserve.runtime.errors import SetupError
+
+IMAGES = ("--worker-image", "w:1", "--router-image", "r:1")
+
+
+def test_the_least_that_is_needed_outside_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.REDIS_VARIABLE, raising=False)
+    found = settings.parse([*IMAGES, "--namespace", "llm", "--namespace", "llm", "--namespace", "chat"])
+    assert found.namespaces == ("llm", "chat")
+    assert (found.lease.namespace, found.lease.name) == ("llm", "streamserve-operator")
+    assert (found.site.worker_image, found.site.secret, found.redis_url) == ("w:1", "streamserve", None)
+
+
+def test_redis_is_told_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.REDIS_VARIABLE, "redis://:secret@redis:6379/0")
+    assert settings.parse([*IMAGES, "--namespace", "llm"]).redis_url == "redis://:secret@redis:6379/0"
+    assert "--redis" not in settings.parser().format_help()
+
+
+def test_two_processes_have_two_identities() -> None:
+    one, two = (settings.parse([*IMAGES, "--namespace", "llm"]).lease.identity for _ in range(2))
+    assert one != two
+
+
+def test_the_leader_stops_writing_before_its_lease_ends_whatever_its_length() -> None:
+    for seconds in ("1", "15", "3600"):
+        lease = settings.parse([*IMAGES, "--namespace", "llm", "--lease-seconds", seconds]).lease
+        assert lease.retry_seconds < lease.renew_deadline_seconds < lease.duration_seconds == float(seconds)
+
+
+BAD = {
+    "every namespace, and nowhere for the Lease": ((), "--lease-namespace"),
+    "a namespace that none can be called": (("--namespace", "LLM"), "lower-case"),
+    "TLS without an identity": (("--namespace", "llm", "--tls"), "--tls-certificate"),
+    "half an identity": (("--namespace", "llm", "--tls-ca", "ca.crt"), "three files"),
+    "a metrics address without a port": (("--namespace", "llm", "--metrics", "localhost"), "host:port"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD)
+def test_what_cannot_work_is_refused_with_what_to_give(arguments: tuple[str, ...], says: str) -> None:
+    with pytest.raises(SetupError, match=says):
+        settings.parse([*IMAGES, *arguments])
+
+
+def test_the_help_names_every_entry_of_the_secret() -> None:
+    help_ = settings.parser().format_help()
+    for entry in ("worker-redis-url", "router-redis-url", "ca.crt", "tls.key", settings.REDIS_VARIABLE):
+        assert entry in help_
