@@ -17,5 +17,15 @@ for version in "" -0.26; do
     compile --override "requirements/overrides$version.txt" --extra operator --extra router --extra dev \
         pyproject.toml "requirements/worker-cpu$version.in" --output-file "requirements/worker-cpu$version.txt" "$@"
 done
+# What each image installs, and pip itself to do it with.
+for image in operator router worker worker-simulator; do
+    echo "compiling requirements/image-$image.txt" >&2
+    extra=${image%-simulator}
+    [ "$extra" = "$image" ] && extra="--extra $image" || extra=
+    # shellcheck disable=SC2086
+    compile $extra pyproject.toml requirements/image.in --output-file "requirements/image-$image.txt" "$@"
+done
+echo "compiling requirements/chart.txt" >&2
+compile requirements/chart.in --output-file requirements/chart.txt "$@"
 echo "compiling requirements/uv.txt" >&2
 compile requirements/uv.in --output-file requirements/uv.txt "$@"
