@@ -7,8 +7,8 @@ TIERS := $(wildcard tests/unit tests/contract tests/e2e)
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test test-unit test-e2e test-controlplane test-vllm-0.26 check generate bench bench-simulator \
-	env-vllm-0.26 requirements clean
+.PHONY: help env demo up test test-unit test-e2e test-controlplane test-vllm-0.26 check check-chart generate bench \
+	bench-simulator env-vllm-0.26 images requirements clean
 .SILENT:
 
 help: ## This list
@@ -46,7 +46,18 @@ env-vllm-0.26: ## Build .venv-vllm-0.26, only for the target above
 check: env ## Format, lint, types, layers, protos, generated files, links and the house rules
 	$(BIN)/python hack/check.py $(ARGS)
 
-generate: env ## Write what is derived: Python from the protos, docs/settings.md and crds/ from the models
+check-chart: env ## The Helm chart: linted, rendered, installed on a real API server (builds Helm the first time)
+	$(BIN)/python hack/helm/build.py
+	$(BIN)/python hack/cluster/build.py
+	$(BIN)/python hack/helm/validator.py
+	hack/redis.sh > /dev/null
+	hack/promtool.sh > /dev/null
+	$(BIN)/python -m pytest tests/chart $(ARGS)
+
+images: env ## Build the operator's, router's and worker's images (ARGS="--wheels" only fetches what goes in)
+	$(BIN)/python hack/images/build.py $(ARGS)
+
+generate: env ## Write what is derived: Python from the protos, docs/settings.md and crds/ from the models, the chart
 	$(BIN)/python hack/generate.py
 
 bench: env ## The benchmark of bench/README.md: one lane against vLLM's own prefill/decode (long)

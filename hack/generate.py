@@ -4,7 +4,8 @@
     python hack/generate.py --check    write nothing; exit 1 and name each file that is not what it should be
 
 From proto/streamserve/v1/*.proto: the Python messages, their stubs and the gRPC classes. From the settings'
-pydantic models: docs/settings.md, which hack/settings_table.py prints, and crds/, which hack/crds.py prints.
+pydantic models: docs/settings.md, which hack/settings_table.py prints, and crds/, which hack/crds.py prints. From
+crds/ the chart's templates of them, and from the chart's values docs/operate/values.md: hack/chart.py makes both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import chart
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
@@ -32,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     args = parser.parse_args(argv)
     try:
-        wanted = {**generated_protos(), **generated_settings(), **generated_crds()}
+        crds = generated_crds()
+        wanted = {**generated_protos(), **generated_settings(), **crds, **generated_chart(crds)}
     except Failed as reason:
         print(f"generate: {reason}", file=sys.stderr)
         return 1
@@ -69,6 +74,12 @@ def generated_settings() -> dict[Path, bytes]:
 def generated_crds() -> dict[Path, bytes]:
     script = str(ROOT / "hack" / "crds.py")
     return {ROOT / "crds" / f"{name}.yaml": call([sys.executable, script, name]) for name in CRDS}
+
+
+def generated_chart(crds: dict[Path, bytes]) -> dict[Path, bytes]:
+    folder = ROOT / "charts" / "streamserve" / "templates" / "crds"
+    templates = {folder / path.name: chart.crd_template(text.decode()).encode() for path, text in crds.items()}
+    return {**templates, ROOT / "docs" / "operate" / "values.md": chart.values_page().encode()}
 
 
 def proto_outputs(folder: Path) -> list[Path]:

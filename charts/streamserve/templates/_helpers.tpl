@@ -1,0 +1,112 @@
+{{/* Names and labels. At most 40 characters are ours, so that no suffix passes 63. */}}
+{{- define "streamserve.name" -}}
+{{ .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "streamserve.fullname" -}}
+{{- $name := include "streamserve.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
+{{/* Call with (dict "root" $ "component" "operator"). A selector never changes, the rest may. */}}
+{{- define "streamserve.selector" -}}
+app.kubernetes.io/name: {{ include "streamserve.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* Of pods: no versions, or each chart would replace them. */}}
+{{- define "streamserve.podLabels" -}}
+{{ include "streamserve.selector" . }}
+app.kubernetes.io/part-of: streamserve
+{{- end }}
+
+{{- define "streamserve.labels" -}}
+{{ include "streamserve.podLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "streamserve.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (printf "%s-operator" (include "streamserve.fullname" .)) }}
+{{- else -}}
+{{ .Values.serviceAccount.name | default "default" }}
+{{- end -}}
+{{- end }}
+
+{{- define "streamserve.operatorSecret" -}}
+{{ .Values.credentials.operatorSecretName | default (printf "%s-operator" (include "streamserve.fullname" .)) }}
+{{- end }}
+
+{{/* Where StreamPairs live, as JSON: `namespaces`, or the release's own. */}}
+{{- define "streamserve.namespaces" -}}
+{{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
+{{- end }}
+
+{{/* Call with (dict "root" $ "image" .Values.image.router). A digest wins over a tag; no tag is the chart's own. */}}
+{{- define "streamserve.image" -}}
+{{- $name := .image.repository -}}
+{{- with .root.Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end -}}
+{{- if .image.digest -}}
+{{ printf "%s@%s" $name .image.digest }}
+{{- else -}}
+{{ printf "%s:%s" $name (.image.tag | default .root.Chart.AppVersion) }}
+{{- end -}}
+{{- end }}
+
+{{- define "streamserve.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Restricted Pod Security, and a read-only root file system beyond it: as the operator's own pods have it. */}}
+{{- define "streamserve.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "streamserve.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "streamserve.redisHost" -}}
+{{ include "streamserve.fullname" . }}-redis.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{/* What no schema can say. Each message names the value and what to do. */}}
+{{- define "streamserve.validate" -}}
+{{- $ext := .Values.redis.external -}}
+{{- if eq (include "streamserve.operatorSecret" .) .Values.credentials.secretName -}}
+{{- fail "credentials.operatorSecretName and credentials.secretName are one: give the operator's another name, for the pods of StreamPairs may read theirs." -}}
+{{- end -}}
+{{- if and (eq .Values.redis.mode "Embedded") (not .Values.credentials.create) -}}
+{{- fail "redis.mode: Embedded needs credentials.create: true, for its users' passwords are made with the other Secrets. With Secrets of your own, set redis.mode: External." -}}
+{{- end -}}
+{{- if and (eq .Values.redis.mode "External") .Values.credentials.create -}}
+{{- range $name := list "operatorUrl" "workerUrl" "routerUrl" -}}
+{{- if not (index $ext $name) -}}
+{{- fail (printf "redis.external.%s is empty: give redis://user:password@host:6379/0 (rediss:// for TLS), or set credentials.create: false and bring the Secrets yourself." $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

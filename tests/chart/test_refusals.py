@@ -1,0 +1,58 @@
+"""Values that are refused, and that the message names the value and says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from tests.chart.conftest import CHART, RunHelm
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Each of `words` is in what Helm says."""
+
+    arguments: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+CASES = {
+    "a key that does not exist": Refused(("--set", "operater.replicas=1"), ("operater", "not allowed")),
+    "a nested key that does not exist": Refused(("--set", "redis.embeded.image.tag=7"), ("redis", "embeded")),
+    "an image key that does not exist": Refused(("--set", "image.worker.name=x"), ("worker", "name")),
+    "a word that is none of the enum": Refused(("--set", "scope=Global"), ("scope", "Namespaced", "Cluster")),
+    "a number that is a text": Refused(("--set-string", "operator.replicas=two"), ("operator/replicas", "integer")),
+    "no operator at all": Refused(("--set", "operator.replicas=0"), ("operator/replicas", "1")),
+    "a namespace that cannot be one": Refused(("--set", "namespaces={Team_A}"), ("namespaces/0", "pattern")),
+    "a namespace twice": Refused(("--set", "namespaces={a,a}"), ("namespaces", "equal")),
+    "a digest that is none": Refused(("--set", "image.router.digest=abc"), ("image/router/digest", "pattern")),
+    "a registry with a scheme": Refused(("--set", "image.registry=https://r"), ("image/registry", "pattern")),
+    "a URL that is none of Redis": Refused(
+        ("--set", "redis.mode=External", "--set", "redis.external.workerUrl=http://u:p@h"),
+        ("redis/external/workerUrl", "pattern"),
+    ),
+    "an external Redis without URLs": Refused(
+        ("--set", "redis.mode=External"),
+        ("redis.external.operatorUrl is empty", "give redis://", "credentials.create: false"),
+    ),
+    "an embedded Redis without passwords": Refused(
+        ("--set", "credentials.create=false"), ("redis.mode: Embedded needs credentials.create: true",)
+    ),
+    "two Secrets of one name": Refused(
+        ("--set", "credentials.operatorSecretName=streamserve"), ("credentials.operatorSecretName", "another name")
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_is_refused_with_words_that_help(helm: RunHelm, case: Refused) -> None:
+    done = helm("template", "streamserve", str(CHART), "--namespace", "serving", *case.arguments)
+    assert done.returncode != 0
+    for word in case.words:
+        assert word in done.stderr
+
+
+def test_a_cluster_that_is_too_old_is_refused(helm: RunHelm) -> None:
+    done = helm("template", "streamserve", str(CHART), "--kube-version", "1.29.0")
+    assert done.returncode != 0
+    assert "1.30" in done.stderr

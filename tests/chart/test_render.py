@@ -1,0 +1,221 @@
+"""What the chart renders, for each file of values/: golden/*.yaml, and what must hold for all of them.
+
+After a change that is meant, write the golden files anew and read the difference:
+
+    STREAMSERVE_GOLDEN=write make check-chart
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.chart.conftest import CHART, HERE, ROOT, VALUES, Manifest, Render, RunHelm, of_kind, pod_specs
+
+from streamserve.operator.builders import parts
+
+LONG = re.compile(r"^[A-Za-z0-9+/=]{40,}$")
+VALIDATE = ROOT / ".cache" / "chart" / "bin" / "kubernetes-validate"
+OF_OTHERS = {"CustomResourceDefinition", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
+
+
+@pytest.fixture(params=VALUES)
+def manifests(request: pytest.FixtureRequest, render: Render) -> list[Manifest]:
+    return render(request.param)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_helm_lint_finds_nothing(helm: RunHelm, values: str) -> None:
+    done = helm("lint", "--strict", str(CHART), "--values", str(HERE / "values" / f"{values}.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_the_objects_are_those_of_the_golden_file(render: Render, values: str) -> None:
+    golden = HERE / "golden" / f"{values}.yaml"
+    text = shown(render(values))
+    if os.environ.get("STREAMSERVE_GOLDEN") == "write":
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_kubernetes_would_take_every_object(render: Render, values: str, tmp_path: Path) -> None:
+    assert VALIDATE.exists(), f"{VALIDATE} is not there: run `make check-chart`, which installs it"
+    written = tmp_path / "objects.yaml"
+    objects = [made for made in render(values) if made["kind"] not in OF_OTHERS]
+    with written.open("w") as out:
+        YAML(typ="safe").dump_all(objects, out)
+    done = subprocess.run(
+        [str(VALIDATE), "--strict", "-k", "1.35", str(written)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_pod_keeps_to_restricted_pod_security(manifests: list[Manifest]) -> None:
+    specs = pod_specs(manifests)
+    assert specs
+    for spec in specs.values():
+        assert spec["securityContext"] == parts.POD_SECURITY
+        for container in spec["containers"]:
+            assert container["securityContext"] == parts.CONTAINER_SECURITY
+            assert container["resources"]["limits"]["memory"]
+        assert {volume_kind(volume) for volume in spec["volumes"]} <= {"emptyDir", "secret", "configMap"}
+        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & spec.keys()
+
+
+def test_only_pods_that_ask_the_api_have_a_token(manifests: list[Manifest]) -> None:
+    for name, spec in pod_specs(manifests).items():
+        assert spec["automountServiceAccountToken"] is not name.endswith("-redis")
+
+
+def test_no_secret_is_in_an_argument_a_literal_or_a_config_map(manifests: list[Manifest]) -> None:
+    secrets = secret_values(manifests)
+    for name, spec in pod_specs(manifests).items():
+        for container in spec["containers"]:
+            words = [*container.get("command", ()), *container.get("args", ())]
+            words += [variable["value"] for variable in container.get("env", ()) if "value" in variable]
+            for word in words:
+                assert "://" not in word.replace("http://", "").replace("https://", ""), f"{name}: {word}"
+                assert not any(secret in word for secret in secrets), name
+    for made in of_kind(manifests, "ConfigMap", "Deployment", "Pod"):
+        text = str(made)
+        assert not any(secret in text for secret in secrets), made["metadata"]["name"]
+
+
+def test_a_password_lies_in_its_users_secret_and_nowhere_else(render: Render) -> None:
+    """Redis itself is given digests."""
+    manifests = render("default")
+    acl = [made for made in of_kind(manifests, "Secret") if "users.acl" in made["data"]]
+    assert len(acl) == 1
+    others = [made for made in of_kind(manifests, "Secret") if made is not acl[0]]
+    passwords = {decoded(value) for made in others for key, value in made["data"].items() if key.endswith("password")}
+    assert len(passwords) == 3
+    assert not any(password in decoded(acl[0]["data"]["users.acl"]) for password in passwords)
+
+
+def test_namespaced_mode_makes_nothing_cluster_wide_but_the_crds(render: Render) -> None:
+    for values in ("default", "namespaces", "external", "own-secrets", "plain"):
+        for made in render(values):
+            if made["kind"] != "CustomResourceDefinition":
+                assert not made["kind"].startswith("Cluster"), made["kind"]
+                assert made["metadata"].get("namespace"), made["metadata"]["name"]
+
+
+def test_the_crds_are_those_of_the_repository_and_are_kept(render: Render) -> None:
+    found = {made["metadata"]["name"]: made for made in of_kind(render("default"), "CustomResourceDefinition")}
+    sources = [YAML(typ="safe").load(path) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+    assert len(found) == len(sources) == 2
+    for source in sources:
+        kept = {**source["metadata"], "annotations": {"helm.sh/resource-policy": "keep"}}
+        assert found[source["metadata"]["name"]] == {**source, "metadata": kept}
+
+
+def test_crds_are_not_kept_or_not_installed_where_the_values_say_so(render: Render) -> None:
+    assert all("annotations" not in m["metadata"] for m in of_kind(render("external"), "CustomResourceDefinition"))
+    assert of_kind(render("plain"), "CustomResourceDefinition") == []
+
+
+def test_monitors_and_rules_appear_only_where_the_cluster_serves_their_kinds(render: Render) -> None:
+    kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+    assert {made["kind"] for made in of_kind(render("everything"), *kinds)} == set(kinds)
+    assert of_kind(render("everything", prometheus=False), *kinds) == []
+    assert of_kind(render("default"), *kinds) == []
+
+
+def test_a_registry_of_ones_own_serves_every_image(render: Render) -> None:
+    manifests = render("cluster")
+    images = [container["image"] for spec in pod_specs(manifests).values() for container in spec["containers"]]
+    images += [
+        argument.partition("=")[2]
+        for spec in pod_specs(manifests).values()
+        for argument in spec["containers"][0].get("args", ())
+        if argument.startswith(("--worker-image=", "--router-image="))
+    ]
+    assert len(images) == 5
+    assert all(image.startswith("registry.example.com/mirror/") for image in images), images
+
+
+def test_selectors_hold_none_of_what_an_upgrade_changes(manifests: list[Manifest]) -> None:
+    for made in of_kind(manifests, "Deployment"):
+        selector = made["spec"]["selector"]["matchLabels"]
+        assert selector.keys() == {f"app.kubernetes.io/{key}" for key in ("name", "instance", "component")}
+        assert selector.items() <= made["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_a_chart_of_another_version_replaces_no_pod_whose_image_stays(render: Render) -> None:
+    for made in of_kind(render("default"), "Deployment"):
+        labels = made["spec"]["template"]["metadata"]["labels"]
+        assert not {"app.kubernetes.io/version", "helm.sh/chart"} & labels.keys()
+
+
+def test_names_and_label_values_fit_however_long_the_release_is(helm: RunHelm) -> None:
+    done = helm("template", "r" * 53, str(CHART), "--namespace", "n" * 40, "--set", "monitoring.monitors=true")
+    assert done.returncode == 0, done.stderr
+    for made in YAML(typ="safe").load_all(done.stdout):
+        if made and made["kind"] != "CustomResourceDefinition":
+            assert len(made["metadata"]["name"]) <= 63
+            assert all(len(value) <= 63 for value in made["metadata"]["labels"].values())
+
+
+def shown(manifests: list[Manifest]) -> str:
+    """In the order of kind and name. What is random or long is named instead; CRDs are compared elsewhere."""
+    ordered = sorted(
+        (made for made in manifests if made["kind"] != "CustomResourceDefinition"),
+        key=lambda made: (made["kind"], made["metadata"].get("namespace", ""), made["metadata"]["name"]),
+    )
+    yaml, out = YAML(), io.StringIO()
+    yaml.width = 10_000
+    yaml.dump_all([masked(made) for made in ordered], out)
+    return out.getvalue()
+
+
+def masked(made: Manifest) -> Manifest:
+    if made["kind"] != "Secret":
+        return made
+    data = {
+        key: "<random>" if key.endswith(("password", "crt", "key")) else plain(value)
+        for key, value in made["data"].items()
+    }
+    metadata = dict(made["metadata"])
+    if "annotations" in metadata:
+        metadata["annotations"] = dict.fromkeys(metadata["annotations"], "<random>")
+    return {**made, "metadata": metadata, "data": data}
+
+
+def plain(value: str) -> str:
+    """Decoded, with every password and digest of one masked."""
+    text = re.sub(r"#[0-9a-f]{64}", "#<digest>", decoded(value))
+    return re.sub(r":[A-Za-z0-9]{32}@", ":<random>@", text)
+
+
+def decoded(value: str) -> str:
+    return base64.b64decode(value).decode()
+
+
+def secret_values(manifests: list[Manifest]) -> list[str]:
+    """Of every Secret, decoded and as it stands in the manifest."""
+    values = [
+        value
+        for made in of_kind(manifests, "Secret")
+        for key, value in made["data"].items()
+        if not key.endswith(".crt")
+    ]
+    return [*values, *(decoded(value) for value in values)]
+
+
+def volume_kind(volume: dict[str, Any]) -> str:
+    (kind,) = volume.keys() - {"name"}
+    return kind
