@@ -1,33 +1,43 @@
-"""How the goodput of the canary lanes compares with that of the others: a ratio with a 95 % interval.
+"""How the goodput of the canary lanes compares with that of the others: a ratio with 95 % bounds.
 
 1  Blocks. Minutes in which both arms worked are taken in order until each arm has BLOCK_REQUESTS requests: a block.
    Few requests make a minute's ratio wild and skewed; a block that is full does not. What is left over waits.
 
 2  The ratio of one block, stratified by minute and workload s, as Mantel and Haenszel weigh rates
-   (Greenland and Robins 1985, Biometrics 41), T = tokens within SLO, E = engine-seconds, c = canary, k = control:
+   (Greenland and Robins 1985, Biometrics 41), T = tokens within SLO, E = engine-seconds, N = requests, c = canary,
+   k = control:
 
-       R = sum_s T_c E_k / (E_c + E_k)  /  sum_s T_k E_c / (E_c + E_k)          d = log R, at most log 4 either way
+       R = sum_s T_c/L E_k / (E_c + E_k)  /  sum_s T_k/L E_c / (E_c + E_k)     L = (T_c + T_k) / (N_c + N_k)
+       d = log R, at most log 4 either way
 
    Both arms are compared within the minute and the workload only: what drifts over the day, and whatever hits both
-   arms at once, cancels. A stratum that one arm does not have weighs nothing. The clamp keeps one wild block, or one
-   without any token within SLO, from deciding alone.
+   arms at once, cancels. A stratum that one arm does not have weighs nothing. L, the mean tokens of a request there,
+   makes every request count alike: what varies by chance is the request, and a workload with answers ten times as
+   long must not drown the others. The clamp keeps one wild block, or one without any token within SLO, from deciding
+   alone.
 
-3  The interval. It is looked at on every reconcile, so it must hold at all times at once: a confidence sequence for
-   the mean of d with unknown variance, from the mixture of t-tests over a normal effect of g standard deviations'
-   variance (Wang and Ramdas 2024, Anytime-valid t-tests, arXiv 2310.03722; the same Bayes factor in Lindon and others,
-   arXiv 2210.08589). With n blocks of mean m and standard deviation s, it excludes mu once
+3  Blocks that follow each other are alike. The n blocks are worth
 
-       (1 + n g)^(-1/2) [(1 + t^2/v) / (1 + t^2/(v (1 + n g)))]^(n/2) >= 1/alpha,   t = (m - mu) sqrt(n) / s, v = n - 1
+       n (1 - r) / (1 + r)   independent ones where their mean is concerned, and
+       n (1 - r^2) / (1 + r^2)   where their spread is (Bayley and Hammersley 1946, Suppl. J. R. Stat. Soc. 8),
 
-   which solved for mu gives m ± s sqrt(v (A - 1) / (n (1 - A/r))), r = 1 + n g, A = (r / alpha^2)^(1/n), and no
-   bound at all while A >= r. The chance that it ever excludes the truth is at most alpha, however often one looks.
+   r being the lag-one correlation, its bias in short series taken out (r + (1 + 4 r)/n, Kendall 1954, Biometrika 41),
+   within 0 and MAX_CORRELATION. Twenty blocks tell it to within 0.2 only, and one that looks high by chance would
+   throw most of the evidence away: it is drawn toward USUAL_CORRELATION as if USUAL_BLOCKS blocks had said so before.
 
-4  Blocks that follow each other are alike. n is replaced by the number of independent blocks that are worth as much,
-   n (1 - rho) / (1 + rho), where rho is the lag-one correlation, its bias in short series taken out
-   (rho + (1 + 4 rho)/n, Kendall 1954, Biometrika 41), within 0 and MAX_CORRELATION. That step and the normality of d
-   are approximations: `bench/canary.py` measures what they cost.
+4  The bounds. With mean m and standard deviation s of d, n and f independent blocks for mean and spread, each bound is
+   one-sided:
 
-The standard deviation is never believed to be below MIN_DEVIATION: two equal blocks prove nothing.
+       exp(m ± s t / sqrt(n)),   t = the quantile of Student's t with f - 1 degrees of freedom that leaves a_k above it
+
+   The hold is looked at ten times, at the end of each holdSeconds, and a verdict at any of them ends it: ten looks at
+   95 % each would err far more often than once in twenty. So look k spends only a_k = P(Z > C sqrt(10/k)), little at
+   the early looks and most at the last (O'Brien and Fleming 1979, Biometrics 35; significance levels carried over to
+   Student's t as in Jennison and Turnbull 2000, Group Sequential Methods, 3.8). C = 1.8012 makes the chance that an
+   upper bound of the ten ever lies below the truth 5 %, and the same for the lower ones.
+
+Normality of d and step 3 are approximations: `bench/canary.py` measures what they cost. The standard deviation is never
+believed to be below MIN_DEVIATION: two equal blocks prove nothing.
 """
 
 from __future__ import annotations
@@ -36,16 +46,21 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
+from streamserve.operator.canary import student
 from streamserve.operator.canary.evidence import Cell, Minute
 
-ALPHA: Final = 0.05
-EFFECT_VARIANCE: Final = 4.0
+LOOKS: Final = 10
+BOUNDARY: Final = 1.8012
 BLOCK_REQUESTS: Final = 20
 MAX_LOG_RATIO: Final = math.log(4.0)
 MIN_DEVIATION: Final = 0.01
 MAX_CORRELATION: Final = 0.8
+USUAL_CORRELATION: Final = 0.2
+USUAL_BLOCKS: Final = 20
+MAX_WIDTH: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +86,8 @@ class Comparison:
         return math.isfinite(self.high)
 
 
-def compare(minutes: Sequence[Minute]) -> Comparison:
+def compare(minutes: Sequence[Minute], look: int) -> Comparison:
+    """By the minutes that had ended at look `look` of LOOKS; before the first one, 0, nothing is bounded."""
     both = [minute for minute in minutes if _works(minute.canary.values()) and _works(minute.control.values())]
     logs = [log for block in _blocks(both) if (log := _log_ratio(block)) is not None]
     counts = Comparison(
@@ -79,7 +95,7 @@ def compare(minutes: Sequence[Minute]) -> Comparison:
         control_requests=sum(_requests(minute.control.values()) for minute in both),
         minutes=len(both),
     )
-    return _interval(logs, counts) if logs else counts
+    return _bounds(logs, look, counts) if logs else counts
 
 
 def _works(cells: Iterable[Cell]) -> bool:
@@ -108,10 +124,11 @@ def _log_ratio(block: Iterable[Minute]) -> float | None:
     for minute in block:
         for workload in sorted(minute.canary.keys() & minute.control.keys()):
             canary, control = minute.canary[workload], minute.control[workload]
-            both = canary.engine_seconds + control.engine_seconds
-            if both > 0:
-                above += canary.tokens * (control.engine_seconds / both)
-                below += control.tokens * (canary.engine_seconds / both)
+            seconds, tokens = canary.engine_seconds + control.engine_seconds, canary.tokens + control.tokens
+            if seconds > 0 and tokens > 0:
+                weight = (canary.requests + control.requests) / tokens / seconds
+                above += canary.tokens * control.engine_seconds * weight
+                below += control.tokens * canary.engine_seconds * weight
     if above == below == 0:
         return None
     if above == 0 or below == 0:
@@ -119,17 +136,19 @@ def _log_ratio(block: Iterable[Minute]) -> float | None:
     return max(-MAX_LOG_RATIO, min(MAX_LOG_RATIO, math.log(above) - math.log(below)))
 
 
-def _interval(logs: Sequence[float], counts: Comparison) -> Comparison:
+def _bounds(logs: Sequence[float], look: int, counts: Comparison) -> Comparison:
     count = len(logs)
     mean = math.fsum(logs) / count
     squares = math.fsum((log - mean) ** 2 for log in logs)
     deviation = max(MIN_DEVIATION, math.sqrt(squares / (count - 1))) if count > 1 else math.inf
-    independent = count * (1 - (rho := correlation(logs))) / (1 + rho)
-    width = half_width(independent, deviation)
+    alike = correlation(logs)
+    independent = count * (1 - alike) / (1 + alike)
+    freedom = count * (1 - alike**2) / (1 + alike**2) - 1
+    width = half_width(independent, freedom, deviation, look)
     return Comparison(
         ratio=math.exp(mean),
-        low=math.exp(mean - width) if math.isfinite(width) else 0.0,
-        high=math.exp(mean + width) if math.isfinite(width) else math.inf,
+        low=math.exp(mean - width) if width < MAX_WIDTH else 0.0,
+        high=math.exp(mean + width) if width < MAX_WIDTH else math.inf,
         canary_requests=counts.canary_requests,
         control_requests=counts.control_requests,
         minutes=counts.minutes,
@@ -139,26 +158,24 @@ def _interval(logs: Sequence[float], counts: Comparison) -> Comparison:
 
 
 def correlation(values: Sequence[float]) -> float:
-    """Lag-one, its bias taken out, never negative: opposite neighbours are luck that must not narrow the interval."""
+    """Lag-one. Never negative: opposite neighbours are luck that must not narrow the interval."""
     count = len(values)
-    if count < 3:
-        return 0.0
     mean = math.fsum(values) / count
     squares = math.fsum((value - mean) ** 2 for value in values)
-    if squares == 0:
-        return 0.0
+    if count < 3 or squares == 0:
+        return USUAL_CORRELATION
     found = math.fsum((one - mean) * (two - mean) for one, two in itertools.pairwise(values)) / squares
-    return max(0.0, min(MAX_CORRELATION, found + (1 + 4 * found) / count))
+    unbiased = max(0.0, min(MAX_CORRELATION, found + (1 + 4 * found) / count))
+    return (count * unbiased + USUAL_BLOCKS * USUAL_CORRELATION) / (count + USUAL_BLOCKS)
 
 
-def half_width(
-    count: float, deviation: float, *, alpha: float = ALPHA, effect_variance: float = EFFECT_VARIANCE
-) -> float:
-    """Of the confidence sequence after `count` values; infinite while there are too few."""
-    if count <= 1 or not math.isfinite(deviation):
+def half_width(independent: float, freedom: float, deviation: float, look: int) -> float:
+    """How far a bound lies from the mean; infinite while there is too little to say."""
+    if freedom < 1 or look < 1 or not math.isfinite(deviation):
         return math.inf
-    r = 1 + count * effect_variance
-    growth = (r / alpha**2) ** (1 / count)
-    if growth >= r:
-        return math.inf
-    return deviation * math.sqrt((count - 1) * (growth - 1) / (count * (1 - growth / r)))
+    return deviation * student.quantile(level(look), freedom) / math.sqrt(independent)
+
+
+def level(look: int) -> float:
+    """What look `look` may spend of the chance to err, on one side."""
+    return NormalDist().cdf(-BOUNDARY * math.sqrt(LOOKS / min(look, LOOKS)))

@@ -39,6 +39,10 @@ class Minute:
     canary: Mapping[str, Cell]
     control: Mapping[str, Cell]
 
+    @property
+    def ends_seconds(self) -> float:
+        return 60.0 * (self.number + 1)
+
 
 def minutes(records: Records, uid: str, since: tuple[int, int], canaries: Collection[str]) -> tuple[Minute, ...]:
     """In order, from configuration `since` = (generation, step) on. A lane that is no canary is control."""

@@ -9,15 +9,18 @@
     the same question, held now             judged, see below
     any other                               canary lanes try it; with fewer than two lanes, to all at once
 
-    judged   roll back  CanaryWorse         holdSeconds and minRequests are met, and the upper bound of the ratio of
-                                            goodputs is below rollbackBelowPercent
+    judged   roll back  CanaryWorse         holdSeconds and minRequests are met, and the upper 95 % bound of the ratio
+                                            of goodputs is below rollbackBelowPercent
              promote                        the same two, and the lower bound is not below it
              roll back  CanaryInconclusive  10 holdSeconds are over, or no lane is left on one of the sides
              hold on                        otherwise
 
-The bounds are `compare`'s; they hold however often one looks, so every reconcile may judge. `minRequests` counts on
-each side. Only speculation is tried: everything else that is hot in a generation goes to all lanes at once, whatever
-becomes of the canary.
+The bounds are `compare`'s. They are for ten looks, one at the end of each holdSeconds, so a reconcile judges by the
+minutes that had ended, and whose records had ARRIVAL_SECONDS to come, at the last one: whoever reconciles in between,
+or again after a restart, sees the same figures. `minRequests` counts on each side.
+
+Only speculation is tried: everything else that is hot in a generation goes to all lanes at once, whatever becomes of
+the canary.
 
 The first lanes are the canaries, canaryLanes of them but always one less than there are: scaling down takes the last
 lanes first. During a hold they stay the same ones; a lane that is added is control.
@@ -34,7 +37,7 @@ from typing import Final
 
 from streamserve.contract.runtime_config import Canary, DepthPolicyName, RuntimeConfig, SpeculationConfig
 from streamserve.contract.streampair.policies import Rollout
-from streamserve.operator.canary.compare import Comparison, compare
+from streamserve.operator.canary.compare import LOOKS, Comparison, compare
 from streamserve.operator.canary.evidence import Records, minutes
 from streamserve.operator.canary.memory import (
     MAX_DETAIL_LENGTH,
@@ -47,8 +50,9 @@ from streamserve.operator.canary.memory import (
     question,
 )
 
-MAX_HOLDS: Final = 10
+MAX_HOLDS: Final = LOOKS
 AGAIN_SECONDS: Final = 60.0
+ARRIVAL_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +194,15 @@ def _judge(
     if canary is None:
         raise AssertionError("recall lets no hold without a canary pass")
     rules, elapsed = wanted.rules, max(0.0, now - state.since_seconds)
-    found = compare(minutes(records, wanted.config.id.uid, state.first, canary.lanes))
+    look = min(MAX_HOLDS, int(elapsed // max(1, rules.hold_seconds)))
+    looked_at = state.since_seconds + look * rules.hold_seconds - ARRIVAL_SECONDS
+    known = minutes(records, wanted.config.id.uid, state.first, canary.lanes)
+    found = compare([minute for minute in known if look == 0 or minute.ends_seconds <= looked_at], look)
     said = _progress(wanted, canary.lanes, elapsed, found)
     if not set(wanted.lanes) & set(canary.lanes) or not set(wanted.lanes) - set(canary.lanes):
         why = f"no lane is left to compare with: {said}"
         return _back(wanted, control, memory, state, RollBackReason.INCONCLUSIVE, why, found, echoed)
-    if elapsed >= rules.hold_seconds and found.requests >= rules.min_requests:
+    if look and found.requests >= rules.min_requests:
         if found.high * 100 < rules.rollback_below_percent:
             return _back(wanted, control, memory, state, RollBackReason.WORSE, said, found, echoed)
         if found.bounded and found.low * 100 >= rules.rollback_below_percent:
@@ -258,7 +265,7 @@ def _progress(wanted: Wanted, canaries: tuple[str, ...], elapsed: float, found: 
     tried = f"{', '.join(canaries)} {'tries' if len(canaries) == 1 else 'try'} the new speculation for {elapsed:.0f} s"
     if found.bounded:
         known = (
-            f"goodput is {found.ratio:.1%} of the other lanes', 95 % interval {found.low:.1%} to {found.high:.1%}, "
+            f"goodput is {found.ratio:.1%} of the other lanes', 95 % bounds {found.low:.1%} and {found.high:.1%}, "
             f"from {found.canary_requests} and {found.control_requests} requests in {found.minutes} minutes"
         )
     else:

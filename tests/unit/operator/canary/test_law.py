@@ -31,7 +31,7 @@ from streamserve.operator.canary.memory import Holding, Memory, RollBackReason, 
 
 from .builders import NEW, OFF, OLD, OTHER, RULES, config, record, row, traffic, wanted
 
-START = 1_000.0
+START = 6_000.0
 SETTLED = Memory(config(OLD), Settled())
 Records = dict[str, Sequence[GoodputMinute]]
 
@@ -98,7 +98,7 @@ CASES = {
         wanted=wanted(OLD), memory=SETTLED, verdict=ToAll(AllReason.NOTHING_NEW), where="2.0 old"
     ),
     "before holdSeconds a canary that is plainly worse is still held": Case(
-        records=traffic(0.5), after=119, verdict=Hold, where="2.0 old, lane-0 new", says="50.0% of the other lanes'"
+        records=traffic(0.5), after=119, verdict=Hold, where="2.0 old, lane-0 new", says="bound nothing yet"
     ),
     "before minRequests a canary that is plainly worse is still held": Case(
         wanted=wanted(rules=RULES.model_copy(update={"min_requests": 500})),
@@ -329,14 +329,14 @@ class Life(RuleBasedStateMachine):
     def serve(self, minutes: int, ratio: float) -> None:
         """Time passes with traffic; the operator looks only now and then."""
         assert self.memory is not None
-        made = self.memory.config
+        made, self.minute = self.memory.config, int(self.now // 60)
         for _ in range(minutes):
-            self.minute += 1
             rows = [
                 row(f"lane-{lane}", 100 * ratio if made.canary and f"lane-{lane}" in made.canary.lanes else 100.0)
                 for lane in range(self.lanes)
             ]
             self.records.append(record(self.minute, *rows, generation=made.id.generation, step=made.id.step))
+            self.minute += 1
         self.now += 60 * minutes
         self.reconcile()
 
