@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from benchkit.results import ROOT
 
-SCRIPTS = ("run", "router_cpu", "first_token", "simulator", "pick_cost")
+SCRIPTS = ("run", "router_cpu", "first_token", "simulator", "pick_cost", "canary")
 
 
 def script(name: str) -> ModuleType:

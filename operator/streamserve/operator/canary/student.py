@@ -9,6 +9,7 @@ the quantile is found by bisection. Degrees of freedom need not be whole.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 
 _TINY: Final = 1e-300
@@ -17,6 +18,7 @@ _MAX_TERMS: Final = 1_000
 _MAX_QUANTILE: Final = 1e9
 
 
+@lru_cache(maxsize=256)
 def quantile(tail: float, freedom: float) -> float:
     """t with P(T > t) = `tail`, for 0 < tail <= 1/2 and freedom > 0; infinite past what can matter."""
     low, high = 0.0, 1.0
@@ -24,7 +26,7 @@ def quantile(tail: float, freedom: float) -> float:
         low, high = high, 2 * high
         if high > _MAX_QUANTILE:
             return math.inf
-    while high - low > 1e-10 * high:
+    while high - low > 1e-9 * high:
         middle = (low + high) / 2
         if upper_tail(middle, freedom) > tail:
             low = middle
