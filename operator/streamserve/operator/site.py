@@ -15,11 +15,13 @@ TLS_KEYS: Final = ("ca.crt", "tls.crt", "tls.key")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """`topology_key` is the node label that placement SameTopology means."""
+    """`topology_key` is the node label that placement SameTopology means. `tls_peer_name` is the name that workers'
+    certificates carry; empty where they carry the address at which they are dialled."""
 
     worker_image: str
     router_image: str
     secret: str = "streamserve"
     tls: bool = False
+    tls_peer_name: str = ""
     image_pull_policy: str = "IfNotPresent"
     topology_key: str = "topology.kubernetes.io/zone"

@@ -53,7 +53,9 @@ def rendered(wanted: Desired) -> str:
 def wanted(request: pytest.FixtureRequest, read_pair: Callable[[Path], dict[str, Any]], site: Site) -> Desired:
     pair = accept(read_pair(PAIRS[request.param]))
     assert isinstance(pair, StreamPair), pair
-    return desired(pair, dataclasses.replace(site, tls=request.param in WITH_TLS), Observed())
+    named = {"tls": True, "tls_peer_name": "pod.streamserve"}
+    secured: dict[str, Any] = named if request.param in WITH_TLS else {}
+    return desired(pair, dataclasses.replace(site, **secured), Observed())
 
 
 def test_the_objects_are_those_of_the_golden_file(wanted: Desired, request: pytest.FixtureRequest) -> None:

@@ -59,6 +59,7 @@ def _pod(pair: StreamPair, site: Site) -> dict[str, Any]:
             *("--config", f"{parts.CONFIG_DIRECTORY}/{parts.CONFIG_FILE}"),
             *("--drain-seconds", str(DRAIN_SECONDS)),
             *parts.tls_arguments(site),
+            *(("--tls-peer-name", site.tls_peer_name) if site.tls and site.tls_peer_name else ()),
         ],
         "env": parts.environment("router", site),
         "ports": [

@@ -116,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--tls-ca", type=Path, metavar="FILE", help="with --tls: who signs workers and routers")
     own.add_argument("--tls-certificate", type=Path, metavar="FILE", help="with --tls: the operator's certificate")
     own.add_argument("--tls-key", type=Path, metavar="FILE", help="with --tls: its key")
+    own.add_argument(
+        "--tls-peer-name",
+        default="",
+        metavar="NAME",
+        help="with --tls: the name in the certificates of workers and routers, which are dialled by their pods' IPs; "
+        "routers are told as well (default: the certificates hold the IPs)",
+    )
     own.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     own.add_argument("--ready-file", type=Path, metavar="PATH", help='written once it runs: {"metrics": "host:port"}')
     own.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
@@ -132,7 +139,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
     for name in (*namespaces, lease_namespace):
         if not _LABEL.fullmatch(name):
             raise SetupError(f"{name!r} is no namespace: use lower-case letters, digits and dashes")
-    files = tls.from_arguments(args.tls_ca, args.tls_certificate, args.tls_key)
+    files = tls.from_arguments(args.tls_ca, args.tls_certificate, args.tls_key, args.tls_peer_name or None)
     if args.tls and files is None:
         raise SetupError("with --tls the operator needs an identity: --tls-ca, --tls-certificate and --tls-key")
     split_address(args.metrics)
@@ -152,6 +159,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
             router_image=args.router_image,
             secret=args.secret,
             tls=args.tls,
+            tls_peer_name=args.tls_peer_name,
             image_pull_policy=args.image_pull_policy,
             topology_key=args.topology_key,
         ),

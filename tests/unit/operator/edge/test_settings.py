@@ -35,6 +35,13 @@ def test_the_leader_stops_writing_before_its_lease_ends_whatever_its_length() ->
         assert lease.retry_seconds < lease.renew_deadline_seconds < lease.duration_seconds == float(seconds)
 
 
+def test_the_name_in_the_certificates_is_for_the_operator_and_for_the_routers_that_it_makes() -> None:
+    files = ("--tls", "--tls-ca", "ca", "--tls-certificate", "crt", "--tls-key", "key")
+    found = settings.parse([*IMAGES, "--namespace", "llm", *files, "--tls-peer-name", "pod.streamserve"])
+    assert found.tls is not None
+    assert (found.tls.peer_name, found.site.tls_peer_name) == ("pod.streamserve", "pod.streamserve")
+
+
 BAD = {
     "every namespace, and nowhere for the Lease": ((), "--lease-namespace"),
     "a namespace that none can be called": (("--namespace", "LLM"), "lower-case"),
