@@ -202,7 +202,8 @@ def _judge(
     if not set(wanted.lanes) & set(canary.lanes) or not set(wanted.lanes) - set(canary.lanes):
         why = f"no lane is left to compare with: {said}"
         return _back(wanted, control, memory, state, RollBackReason.INCONCLUSIVE, why, found, echoed)
-    if look and found.requests >= rules.min_requests:
+    # Before the first look nothing is bounded, so holdSeconds is met by whatever passes here.
+    if found.requests >= rules.min_requests:
         if found.high * 100 < rules.rollback_below_percent:
             return _back(wanted, control, memory, state, RollBackReason.WORSE, said, found, echoed)
         if found.bounded and found.low * 100 >= rules.rollback_below_percent:

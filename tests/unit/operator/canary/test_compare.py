@@ -89,6 +89,20 @@ def test_minutes_with_few_requests_are_gathered_into_blocks() -> None:
     assert compare(twelve(1.0)).blocks == 12
 
 
+CELLS = st.dictionaries(
+    st.sampled_from(["chat", "code"]),
+    st.builds(Cell, st.integers(0, 50), st.integers(0, 10_000), st.sampled_from([0.0, 1e-9, 0.5, 30.0, 1e9])),
+)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=12), st.integers(0, LOOKS))
+def test_whatever_routers_have_counted_the_ratio_lies_between_its_bounds(
+    cells: list[tuple[dict[str, Cell], dict[str, Cell]]], look: int
+) -> None:
+    found = compare_at([Minute(number, *arms) for number, arms in enumerate(cells)], look)
+    assert 0 <= found.low <= found.ratio <= found.high
+
+
 def test_no_evidence_bounds_nothing() -> None:
     for minutes in ([], twelve(1.0)[:1], twelve(1.0)[:2]):
         found = compare(minutes)

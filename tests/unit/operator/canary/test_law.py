@@ -272,6 +272,22 @@ def test_an_operator_that_restarts_in_the_middle_goes_on_where_the_other_was() -
     )
 
 
+def test_between_two_looks_the_figures_stay_whatever_arrives() -> None:
+    looks = [decide(wanted(), held(), traffic(0.9, minutes), START + after) for minutes, after in ((4, 240), (6, 359))]
+    assert looks[0].comparison == looks[1].comparison
+    assert looks[0].comparison is not None
+    assert looks[0].comparison.minutes == 3
+    later = decide(wanted(), held(), traffic(0.9, 6), START + 360).comparison
+    assert later is not None
+    assert later.minutes == 5
+
+
+def test_a_record_has_time_to_arrive_before_it_is_missed() -> None:
+    """Minute 103 ends at the second look: its record may not be there yet, so it waits for the third."""
+    with_it, without = traffic(1.0, 4), traffic(1.0, 3)
+    assert decide(wanted(), held(), with_it, START + 240) == decide(wanted(), held(), without, START + 240)
+
+
 class Life(RuleBasedStateMachine):
     """Edits, scaling, traffic, time and restarts in any order."""
 
@@ -415,6 +431,17 @@ def test_an_annotation_that_a_hand_has_spoilt_is_as_good_as_none(notes: dict[str
     again = decide(wanted(generation=2), found, {}, START)
     assert isinstance(again.verdict, Hold)
     assert isinstance(again.memory.state, Holding)
+
+
+HOLDING = Holding("q", START, (2, 0))
+BACK = RolledBack("q", RollBackReason.WORSE, "worse")
+
+
+@pytest.mark.parametrize("state, canary", [(HOLDING, False), (BACK, True)], ids=["a hold", "a rollback"])
+def test_what_does_not_fit_the_configuration_is_not_believed(state: Holding | RolledBack, canary: bool) -> None:
+    tried = Canary(lanes=("lane-0",), speculation=NEW) if canary else None
+    made = config(OLD, 2).model_copy(update={"canary": tried})
+    assert recall(encode(made), notes_of(state)) == Memory(made, Settled())
 
 
 @pytest.mark.parametrize("data", [None, "", "{}", "not JSON", b"\xff"], ids=repr)
