@@ -97,7 +97,12 @@ class Controller:
             await self._turn()
 
     async def stop(self, timeout_seconds: float) -> None:
-        await self._tasks.stop(timeout_seconds)
+        """After `run` was cancelled: let what is under way finish, at most this long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                for _ in range(WORKERS):
+                    await self._slots.acquire()
+        await self._tasks.stop()
 
     async def _turn(self) -> None:
         """Start what is due and has a place, or wait for either."""

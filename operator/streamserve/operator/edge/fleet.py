@@ -5,9 +5,11 @@
               is known, and gates stay as they are
     echoes    of a pair that has not settled: workers by their signals in Redis, by GetState where that does not tell
               soon, routers by GetConfig; first after FIRST_SECONDS, then ever more slowly
+              Of pairs that have, the signals are read every REFRESH_SECONDS: a worker may have started anew, or have
+              fallen back to plain decoding
     drains    see `drains.py`
 
-An echo stays until its pod goes: a process never goes back to an earlier configuration. Only a leader asks or writes.
+An echo stays until its pod goes or says otherwise: silence is no news. Only a leader asks or writes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -39,6 +41,7 @@ from streamserve.runtime.tls import TlsFiles
 
 LANES_SECONDS: Final = 1.0
 CHECK_SECONDS: Final = 2.0
+REFRESH_SECONDS: Final = 10.0
 FIRST_SECONDS: Final = 0.05
 SLOWEST_SECONDS: Final = 5.0
 _DIRECTLY_AFTER_SECONDS: Final = 0.4
@@ -184,11 +187,15 @@ class ProcessFleet:
     # What routers say of lanes
 
     async def _keep_lanes(self, link: RedisLink) -> None:
+        refreshed = self._clock()
         while True:
             began = self._clock()
             if self._fence.is_up:
                 try:
                     found = await link.lanes()
+                    if began - refreshed >= REFRESH_SECONDS:
+                        await self._refresh(link)
+                        refreshed = began
                 except AWAY as error:
                     self._is_away(error)
                     found = None
@@ -205,6 +212,19 @@ class ProcessFleet:
                 self._ask(key)
 
     # Who has applied it
+
+    async def _refresh(self, link: RedisLink) -> None:
+        asked = [
+            (key, pair, worker) for key, pair in self._pairs.items() for worker in pair.members.workers if worker.serves
+        ]
+        published = await link.signals([(key, worker.id) for key, _, worker in asked])
+        for key, pair, worker in asked:
+            old = pair.echoes.get(worker.pod)
+            echo = echo_of(published.get((key, worker.id)), worker, pair.members.pair_uid)
+            # The words of a refusal are GetState's: signals only say that there was one.
+            if echo is None or old is None or (old.error and replace(old, error=echo.error) == echo):
+                continue
+            self._learn(key, pair, {worker.pod: echo})
 
     def _unsettled(self, pair: _Pair) -> tuple[list[Worker], list[tuple[str, str]]]:
         """Workers and routers that serve and have not echoed what is wanted; empty lists where all have."""

@@ -298,6 +298,23 @@ async def test_one_that_refuses_is_asked_for_its_words() -> None:
     await bench.fleet.close()
 
 
+async def test_a_worker_that_falls_back_or_starts_anew_later_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in ("LANES_SECONDS", "REFRESH_SECONDS"):
+        monkeypatch.setattr(f"streamserve.operator.edge.fleet.{setting}", 0.01)
+    bench = Bench()
+    bench.peers.echoes["10.0.0.8:50051"] = Echo(2)
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2)
+    running = asyncio.create_task(bench.fleet.run())
+    bench.decide(2)
+    await bench.until_heard({WORKER: (2, ""), ROUTER: (2, "")})
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2, flags=Flags.SPECULATION_FALLBACK)
+    await until(lambda: bench.fleet.heard(KEY).echoes[WORKER].speculation_fallback)
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=1)
+    await until(lambda: bench.fleet.heard(KEY).echoes[WORKER].generation == 1)
+    running.cancel()
+    await bench.fleet.close()
+
+
 async def test_a_configuration_is_written_when_redis_is_back_and_again_when_it_was_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
