@@ -18,9 +18,6 @@ from streamserve.contract.streampair.fields import render
 from streamserve.contract.streampair.problems import clean_path, explain
 from streamserve.operator.builders import overlay
 
-BUILT_HERE: Final = frozenset({"release-external-scaling"})
-"""Rows of the contract's `releases` that hold for local mode only: here a StreamPairScaler exists."""
-
 _METADATA: Final = ("name", "namespace", "uid", "generation")
 
 
@@ -45,8 +42,7 @@ def accept(body: Mapping[str, Any]) -> StreamPair | Refused:
         return Refused(
             tuple(f"{render(clean_path(each['loc']))}: {explain(each)[0]}" for each in error.errors(include_url=False))
         )
-    unbuilt = [finding for finding in releases.check(pair) if finding.rule not in BUILT_HERE]
-    problems = [str(finding) for finding in (*unbuilt, *rules.check(pair))]
+    problems = [str(finding) for finding in (*releases.check(pair), *rules.check(pair))]
     problems += overlay.refusals(pair)
     if not problems:
         try:

@@ -83,5 +83,6 @@ def test_an_edit_of_a_comment_is_nothing(make_pair: MakePair) -> None:
 
 def test_only_whole_path_parts_are_cluster_settings() -> None:
     assert has_no_effect_here("spec.prefill.template.env[0]")
+    assert has_no_effect_here("spec.prefill.scaling.mode")
     assert not has_no_effect_here("spec.prefill.replicas")
     assert not has_no_effect_here("spec.pausedness")

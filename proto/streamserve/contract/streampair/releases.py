@@ -7,18 +7,14 @@ can refuse the same values with the same words.
 from typing import Any
 
 from streamserve.contract.streampair import rules_engine
-from streamserve.contract.streampair.enums import DepthPolicy, Method, RoutingPolicy, ScalingMode
-from streamserve.contract.streampair.fields import Path
+from streamserve.contract.streampair.enums import DepthPolicy, Method, RoutingPolicy
 from streamserve.contract.streampair.policies import Admission, Rollout, Router, Routing, Speculation
 from streamserve.contract.streampair.resource import StreamPair
 from streamserve.contract.streampair.rule import Cel, Finding, Rule, here, literal
-from streamserve.contract.streampair.workers import Role
 
 BUILT_DEPTH_POLICIES = (DepthPolicy.GOODPUT, DepthPolicy.FIXED, DepthPolicy.OFF)
 BUILT_ROUTING_POLICIES = (RoutingPolicy.FLOW_GUARD, RoutingPolicy.ROUND_ROBIN, RoutingPolicy.LEAST_REQUEST)
 UNBUILT_METHODS = (Method.SUFFIX, Method.MEDUSA)
-
-_ROLES: tuple[Path, ...] = (("spec", "prefill"), ("spec", "decode"))
 
 
 def check(pair: StreamPair) -> list[Finding]:
@@ -77,17 +73,6 @@ UNBUILT: tuple[Rule[Any], ...] = (
         holds=lambda router: router.shared == "",
         message="a shared router is not in this release: leave it empty",
         cel=(Cel("self.shared == ''", at=("shared",)),),
-    ),
-    *(
-        Rule[Role](
-            id="release-external-scaling",
-            scope=scope,
-            at=here("scaling", "mode"),
-            holds=lambda role: role.scaling.mode is not ScalingMode.EXTERNAL,
-            message="External is not in this release: use Fixed and set replicas",
-            cel=(Cel("self.scaling.mode != 'External'", at=("scaling", "mode")),),
-        )
-        for scope in _ROLES
     ),
     Rule[rules_engine.RoleView](
         id="release-data-parallel",

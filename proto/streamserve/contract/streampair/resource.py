@@ -112,7 +112,7 @@ Count = Annotated[Int, Field(ge=0)]
 
 class RoleStatus(SpecModel):
     ready: Annotated[Count, Field(description="pods that take requests")] = 0
-    total: Annotated[Count, Field(description="pods that exist")] = 0
+    total: Annotated[Count, Field(description="pods that there should be")] = 0
     summary: Annotated[ShortText, Field(description="ready/total, for kubectl get")] = ""
 
 
@@ -133,7 +133,7 @@ class StreamPairStatus(SpecModel):
     observed_generation: Annotated[Count, Field(description="generation that this status is about")] = 0
     conditions: Annotated[Conditions, Field(description="what holds now, and since when")] = ()
     lanes: Annotated[Count, Field(description="lanes that exist")] = 0
-    ready_lanes: Annotated[Count, Field(description="lanes of the current revision that take requests")] = 0
+    ready_lanes: Annotated[Count, Field(description="lanes that take requests, of any revision")] = 0
     selector: Annotated[LabelQuery, Field(description="label selector of the pods, for autoscalers")] = ""
     revision: Annotated[ShortText, Field(description="hash of what the pods are built from")] = ""
     roles: RolesStatus = Field(default_factory=RolesStatus, description="pods by role")
