@@ -59,7 +59,8 @@ class HttpClient:
         self._connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def generate(self, slot: int, prompt: str, tokens: int) -> AsyncGenerator[int | None, None]:
-        if slot not in self._connections:
+        # A server closes what was idle for some seconds.
+        if slot not in self._connections or self._connections[slot][0].at_eof():
             self._connections[slot] = await asyncio.open_connection(self._host, self._port, limit=2**20)
         reader, writer = self._connections[slot]
         body = {
@@ -107,5 +108,8 @@ def request_bytes(path: str, body: bytes) -> bytes:
 
 async def read_head(reader: asyncio.StreamReader) -> int:
     """The status of a response; its headers are read and left."""
-    head = await reader.readuntil(b"\r\n\r\n")
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        raise BenchError("the server closed the connection without an answer") from None
     return int(head.split(b" ", 2)[1])

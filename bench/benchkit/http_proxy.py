@@ -40,10 +40,19 @@ class Upstream:
         self._idle: list[Connection] = []
 
     async def send(self, body: bytes) -> Connection:
-        connection = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        connection = self._kept() or await asyncio.open_connection(self._host, self._port)
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
         connection[1].write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return connection
+
+    def _kept(self) -> Connection | None:
+        """A connection that the server has not closed meanwhile, as it does after some idle seconds."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     def give_back(self, connection: Connection) -> None:
         self._idle.append(connection)

@@ -166,6 +166,8 @@ class VllmPair:
             command += ["--speculative-config", json.dumps(config)]
         environment = {
             **plan.environment,
+            # The proxy's kept connections outlive the pauses between two requests.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
             "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
         }
