@@ -38,15 +38,17 @@ class Drains:
     def finished(self, key: Key) -> frozenset[str]:
         return frozenset(self._finished.get(key, ()))
 
-    def want(self, key: Key, members: Members) -> None:
-        """These are the pair's processes now: begin with those that were marked, give up those that went."""
+    def want(self, key: Key, members: Members, *, paused: bool = False) -> None:
+        """These are the pair's processes now: begin with those that were marked, give up those that went. Of a pair
+        that is paused nobody is asked any more."""
         present = {worker.uid for worker in members.workers}
         if key in self._finished:
             self._finished[key] &= present
-        self._marked[key] = {worker.uid: worker for worker in members.workers if worker.drains and worker.address}
+        marked = [] if paused else [worker for worker in members.workers if worker.drains and worker.address]
+        self._marked[key] = {worker.uid: worker for worker in marked}
         for uid, worker in self._marked[key].items():
             if uid not in self._finished.get(key, ()) and (key, uid) not in self._running:
-                self._running[key, uid] = self._tasks.spawn(worker.pod, self._drain(key, worker))
+                self._running[key, uid] = self._tasks.spawn(worker.pod, self._drain(key, members.pair_uid, worker))
 
     def forget(self, key: Key) -> None:
         self._finished.pop(key, None)
@@ -55,13 +57,13 @@ class Drains:
     async def stop(self) -> None:
         await self._tasks.stop()
 
-    async def _drain(self, key: Key, worker: Worker) -> None:
+    async def _drain(self, key: Key, pair_uid: str, worker: Worker) -> None:
         try:
             if worker.role == "decode":
                 await self._after_its_prefills(key, worker)
             failures = 0
             while self._is_marked(key, worker) and failures < PATIENCE:
-                left = await self._peers.drain(worker.address, CALL_SECONDS)
+                left = await self._peers.drain(worker.address, pair_uid, worker.id, CALL_SECONDS)
                 if left == 0:
                     self._finished.setdefault(key, set()).add(worker.uid)
                     self._ask(key)

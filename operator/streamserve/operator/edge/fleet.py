@@ -23,7 +23,7 @@ from typing import Final
 
 from streamserve.contract import runtime_config
 from streamserve.contract.identity import fingerprint
-from streamserve.contract.runtime_config import ConfigId
+from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags, WorkerSignals
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge.drains import Drains
@@ -104,15 +104,18 @@ class ProcessFleet:
             return
         pair = self._pairs.setdefault(key, _Pair())
         pods = [child for child in self._store.children(key) if child["kind"] == "Pod"]
+        paused = bool(body.get("spec", {}).get("paused"))
         pair.members = members(body["metadata"]["uid"], observed, pods)
         known = {worker.pod for worker in pair.members.workers} | {name for name, _ in pair.members.routers}
         before = dict(pair.echoes)
         pair.echoes = {name: echo for name, echo in pair.echoes.items() if name in known}
         for name, _ in pair.members.routers:
             pair.echoes.setdefault(name, Echo(0))
-        if decision.config is not None:
-            self._want(key, pair, decision)
-        self._drains.want(key, pair.members)
+        if paused:
+            pair.data, pair.order = b"", _Pair().order
+        elif decision.config is not None:
+            self._want(key, pair, decision.config)
+        self._drains.want(key, pair.members, paused=paused)
         if not pair.asking and any(self._unsettled(pair)):
             pair.asking = True
             self._tasks.spawn(f"ask {'/'.join(key)}", self._settle(key, pair))
@@ -141,10 +144,7 @@ class ProcessFleet:
 
     # The configuration, written
 
-    def _want(self, key: Key, pair: _Pair, decision: Decision) -> None:
-        config = decision.config
-        if config is None:
-            return
+    def _want(self, key: Key, pair: _Pair, config: RuntimeConfig) -> None:
         order = (config.id.uid, *config.id.order)
         pair.wanted = config.id
         if pair.order[0] == order[0] and order <= pair.order:
@@ -177,7 +177,7 @@ class ProcessFleet:
                 continue
 
     async def _write(self, link: RedisLink) -> None:
-        some = {key: self._pairs[key] for key in self._unwritten if key in self._pairs}
+        some = {key: pair for key in self._unwritten if (pair := self._pairs.get(key)) is not None and pair.data}
         await link.write({key: pair.data for key, pair in some.items()})
         self._is_back()
         for key, pair in some.items():

@@ -48,11 +48,15 @@ class Peers:
             return None
         return Echo(seen.generation, seen.step, seen.last_error) if seen.pair_uid == pair_uid else None
 
-    async def drain(self, address: str, seconds: float) -> int | None:
-        """Requests that a worker still runs after at most `seconds`; None where it does not answer."""
+    async def drain(self, address: str, pair_uid: str, worker_id: str, seconds: float) -> int | None:
+        """Requests that a worker still runs after at most `seconds`; None where it does not answer, or another one
+        does, which is left alone."""
         try:
             async with transport.channel(address, self._tls) as channel:
                 stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                state = await stub.GetState(worker_pb2.GetStateRequest(), timeout=ASK_SECONDS)
+                if (state.worker.pair_uid, state.worker.id) != (pair_uid, worker_id):
+                    return None
                 answer = await stub.Drain(worker_pb2.DrainRequest(), timeout=seconds)
         except _FAILED:
             return None

@@ -140,7 +140,7 @@ class Peers:
         self.asked.append(address)
         return self.echoes.get(address)
 
-    async def drain(self, address: str, seconds: float) -> int | None:
+    async def drain(self, address: str, pair_uid: str, worker_id: str, seconds: float) -> int | None:
         self.asked.append(address)
         left = self.running.get(address, [0])
         return left.pop(0) if len(left) > 1 else left[0]
@@ -178,6 +178,14 @@ async def test_a_prefill_that_does_not_answer_holds_its_decodes_up_for_a_while_o
     found = await drained(peers, worker("decode", drains=True), worker("prefill", drains=True))
     assert peers.asked == ["prefill-0:50051"] * drains.PATIENCE + ["decode-0:50051"]
     assert found == {"decode-0"}
+
+
+async def test_of_a_pair_that_is_paused_nobody_is_asked_to_drain() -> None:
+    peers = Peers()
+    made = Drains(peers, lambda _: None)  # type: ignore[arg-type]
+    made.want(KEY, Members(UID, (worker(drains=True),)), paused=True)
+    await asyncio.sleep(0.02)
+    assert peers.asked == []
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -237,8 +245,7 @@ class Bench:
         self.fleet._link = self.link  # type: ignore[assignment]
         self.fleet._peers = self.peers  # type: ignore[assignment]
         self.fence.raise_until(self.fence.now() + 3_600)
-        pair = {"apiVersion": "streamserve.io/v1alpha1", "kind": "StreamPair"}
-        self.store.put({**pair, "metadata": {"name": "llama", "namespace": "llm", "uid": UID}})
+        self.pair: Body = {"apiVersion": "streamserve.io/v1alpha1", "kind": "StreamPair"}
         self.pods = [
             pod(f"llama-decode-0-0-{REVISION}", "decode", "10.0.0.1"),
             pod("llama-router-a", "router", "10.0.0.8"),
@@ -246,8 +253,10 @@ class Bench:
         for each in self.pods:
             self.store.put(each)
 
-    def decide(self, generation: int) -> None:
-        config = RuntimeConfig(id=ConfigId(uid=UID, generation=generation))
+    def decide(self, generation: int, *, paused: bool = False) -> None:
+        metadata = {"name": "llama", "namespace": "llm", "uid": UID}
+        self.store.put({**self.pair, "metadata": metadata, "spec": {"paused": paused}})
+        config = None if paused else RuntimeConfig(id=ConfigId(uid=UID, generation=generation))
         self.fleet.decided(KEY, Decision(config=config), observe("llama", UID, self.pods))
 
     async def until_heard(self, wanted: dict[str, tuple[int, str]]) -> None:
@@ -332,6 +341,22 @@ async def test_a_configuration_is_written_when_redis_is_back_and_again_when_it_w
     bench.decide(1)
     await asyncio.sleep(0.1)
     assert bench.link.written[KEY] == first, "never an earlier one"
+    running.cancel()
+    await bench.fleet.close()
+
+
+async def test_a_pair_that_is_paused_is_left_alone_until_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamserve.operator.edge.fleet.CHECK_SECONDS", 0.02)
+    bench = Bench()
+    running = asyncio.create_task(bench.fleet.run())
+    bench.decide(2)
+    await until(lambda: KEY in bench.link.written)
+    bench.decide(2, paused=True)
+    bench.link.written.clear()
+    await asyncio.sleep(0.1)
+    assert bench.link.written == {}
+    bench.decide(2)
+    await until(lambda: KEY in bench.link.written)
     running.cancel()
     await bench.fleet.close()
 
