@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 
 TIMEOUT_SECONDS = 10
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ACCOUNT = Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 
 
 def operator_answers() -> str:

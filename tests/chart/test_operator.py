@@ -32,8 +32,10 @@ def test_the_operator_takes_its_arguments(render: Render, values: str) -> None:
 
 
 def test_the_default_values_give_the_site_that_the_code_has_by_default(render: Render) -> None:
+    """But for TLS, which the chart turns on, and the name in its certificates."""
     images = {"worker_image": "streamserve/worker:0.1.0", "router_image": "streamserve/router:0.1.0"}
-    assert settings.parse(operator_of(render("default"))["args"]).site == Site(**images, tls=True)
+    site = settings.parse(operator_of(render("default"))["args"]).site
+    assert site == Site(**images, tls=True, tls_peer_name="pod.streamserve")
 
 
 def test_the_files_of_its_identity_are_mounted_where_it_is_told_they_are(render: Render) -> None:

@@ -42,6 +42,11 @@ or the authority does. Call with root, authority (Cert and Key), found, name, dn
 {{- end -}}
 {{- end }}
 
+{{/* What every pod's certificate is called: pods are dialled by an address, which no certificate can hold. */}}
+{{- define "streamserve.peerName" -}}
+pod.streamserve
+{{- end }}
+
 {{- define "streamserve.certificateAnnotations" -}}
 streamserve.io/certificate-ends: {{ .ends | quote }}
 streamserve.io/certificate-names: {{ .names | quote }}
