@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tests.chart.conftest import CHART, HERE, ROOT, VALUES, Manifest, Render, RunHelm, of_kind, pod_specs
+from tests.chart.conftest import CHART, HERE, ROOT, VALUES, Manifest, Render, RunHelm, named, of_kind, pod_specs
 
 from streamserve.operator.builders import parts
 
@@ -159,6 +159,19 @@ def test_a_chart_of_another_version_replaces_no_pod_whose_image_stays(render: Re
     for made in of_kind(render("default"), "Deployment"):
         labels = made["spec"]["template"]["metadata"]["labels"]
         assert not {"app.kubernetes.io/version", "helm.sh/chart"} & labels.keys()
+
+
+def test_the_test_pod_reaches_what_it_asks_although_others_may_not(render: Render) -> None:
+    manifests = render("everything")
+    labels = named(manifests, "Pod", "ss-test")["metadata"]["labels"]
+    for name in ("ss-operator", "ss-redis"):
+        peers = [
+            peer["podSelector"]["matchLabels"]
+            for rule in named(manifests, "NetworkPolicy", name)["spec"]["ingress"]
+            for peer in rule["from"]
+            if "podSelector" in peer and "namespaceSelector" not in peer
+        ]
+        assert any(selector.items() <= labels.items() for selector in peers), name
 
 
 def test_names_and_label_values_fit_however_long_the_release_is(helm: RunHelm) -> None:
