@@ -33,7 +33,7 @@ test-unit: env ## The fast tests only: under a minute, no engine
 test-e2e: env ## The end-to-end tests only: real engines, minutes
 	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
-test-controlplane: env ## The CRDs on a real API server, which is built the first time (minutes; cached)
+test-controlplane: env ## The CRDs and the operator on a real API server, which is built the first time (minutes; cached)
 	$(BIN)/python hack/cluster/build.py
 	$(BIN)/python -m pytest tests/controlplane $(ARGS)
 

@@ -25,6 +25,7 @@ from streamserve.runtime.grpc import split_address
 from streamserve.runtime.tls import TlsFiles
 
 REDIS_VARIABLE: Final = "STREAMSERVE_REDIS_URL"
+_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _EPILOG: Final = f"""\
@@ -143,6 +144,9 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
     if args.tls and files is None:
         raise SetupError("with --tls the operator needs an identity: --tls-ca, --tls-certificate and --tls-key")
     split_address(args.metrics)
+    redis_url = os.environ.get(REDIS_VARIABLE) or None
+    if redis_url is not None and not redis_url.startswith(_REDIS_SCHEMES):
+        raise SetupError(f"{REDIS_VARIABLE} is no Redis URL: it begins with {' or '.join(_REDIS_SCHEMES)}")
     share = args.lease_seconds / DURATION_SECONDS
     return OperatorSettings(
         namespaces=namespaces,
@@ -163,7 +167,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
             image_pull_policy=args.image_pull_policy,
             topology_key=args.topology_key,
         ),
-        redis_url=os.environ.get(REDIS_VARIABLE) or None,
+        redis_url=redis_url,
         tls=files,
         metrics=args.metrics,
         ready_file=args.ready_file,

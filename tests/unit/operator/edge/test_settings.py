@@ -24,6 +24,13 @@ def test_redis_is_told_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch)
     assert "--redis" not in settings.parser().format_help()
 
 
+def test_a_redis_url_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.REDIS_VARIABLE, "http://:secret@redis:6379/0")
+    with pytest.raises(SetupError, match="is no Redis URL") as refused:
+        settings.parse([*IMAGES, "--namespace", "llm"])
+    assert "secret" not in str(refused.value)
+
+
 def test_two_processes_have_two_identities() -> None:
     one, two = (settings.parse([*IMAGES, "--namespace", "llm"]).lease.identity for _ in range(2))
     assert one != two
