@@ -33,14 +33,15 @@ The operator makes what StreamPairs ask for: pods, Services, a router, the confi
 CRDs of crds/ and credentials: the service account of its pod, or the current context of KUBECONFIG.
 
 Any number of replicas may run. One holds the Lease and writes, the others keep their watches warm and write nothing.
-One that cannot renew the Lease within {RENEW_DEADLINE_SECONDS:g} s stops writing by itself, before another may take it.
+One that cannot renew the Lease for {RENEW_DEADLINE_SECONDS:g} s (two thirds of --lease-seconds) stops writing by itself, before another
+may take it.
 
 In each namespace with a StreamPair a Secret named --secret holds the entries {", ".join(REDIS_KEYS.values())}
 and, with --tls, {", ".join(TLS_KEYS)}. The operator's own Redis URL comes from {REDIS_VARIABLE}: it has
 a password and so is no argument. Without Redis no lane's state is known and no pod becomes ready.
 
-/metrics, /healthz and /readyz are on the metrics address. /healthz answers 503 when a watch, the queue or the election
-does not live any more although the API server answers; /readyz until every kind was listed once.
+/metrics, /healthz and /readyz are on the metrics address. /healthz answers 503 when a watch or the queue does not live
+any more although the API server answers; /readyz while a kind cannot be watched or the API server does not answer.
 
 SIGINT or SIGTERM stops it: what is being written is finished, the Lease is released.
 Exit status: 0 stopped as asked, 1 a part of it failed, 2 it could not start as asked.
