@@ -12,7 +12,7 @@ from typing import Any
 from benchkit.results import ROOT, BenchError
 
 sys.path.append(str(ROOT / "tests" / "support"))
-from processes import LocalFleet, Process, wait_until
+from processes import SPECULATION, LocalFleet, Process, wait_until
 
 from streamserve.contract.runtime_config import (
     AdmissionConfig,
@@ -44,6 +44,8 @@ class Fleet(LocalFleet):
             directory,
             lanes=lanes,
             engine=engine,
+            # A real engine gets its models, and whether it drafts at all, by `role_arguments`.
+            worker_arguments=() if engine == "Vllm" else SPECULATION,
             worker_environment=environment,
             config=RuntimeConfig(
                 id=ConfigId(uid="pair-uid-1", generation=1),
