@@ -10,7 +10,8 @@ import canary
 import pytest
 from benchkit import canary_load
 from benchkit.canary_load import Load, Row, World, poisson
-from benchkit.results import BenchError
+from benchkit.canary_table import table
+from benchkit.results import ROOT, BenchError, newest
 
 from streamserve.contract.runtime_config import ConfigId
 
@@ -94,3 +95,17 @@ def test_a_load_that_cannot_be_read_says_which_field(tmp_path: Path) -> None:
     file.write_text("seed: 1\n")
     with pytest.raises(BenchError, match=r"canary\.yaml: runs"):
         canary_load.read(file)
+
+
+def test_the_page_tells_the_newest_result_whole() -> None:
+    document = newest("canary")
+    assert document is not None
+    assert table(document) in (ROOT / "docs" / "operate" / "canaries.md").read_text()
+
+
+def test_the_newest_result_is_of_the_load_as_it_stands_and_keeps_what_was_claimed(load: Load) -> None:
+    document = newest("canary")
+    assert document is not None
+    assert document["load"] == load.fingerprint
+    assert document["sources"]["as_committed"] is True
+    assert [row["row"] for row in document["rows"]] == [row.name for row in load.rows]
