@@ -33,8 +33,8 @@ The operator makes what StreamPairs ask for: pods, Services, a router, the confi
 CRDs of crds/ and credentials: the service account of its pod, or the current context of KUBECONFIG.
 
 Any number of replicas may run. One holds the Lease and writes, the others keep their watches warm and write nothing.
-One that cannot renew the Lease for {RENEW_DEADLINE_SECONDS:g} s (two thirds of --lease-seconds) stops writing by itself, before another
-may take it.
+One that cannot renew the Lease for {RENEW_DEADLINE_SECONDS:g} s (two thirds of --lease-seconds) stops writing
+by itself, before another may take it.
 
 In each namespace with a StreamPair a Secret named --secret holds the entries {", ".join(REDIS_KEYS.values())}
 and, with --tls, {", ".join(TLS_KEYS)}. The operator's own Redis URL comes from {REDIS_VARIABLE}: it has
