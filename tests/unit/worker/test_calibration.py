@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 from streamserve.contract.sampling import Sampling
 from streamserve.runtime.errors import SetupError
 from streamserve.worker.pipeserve import calibration, simulator
 from streamserve.worker.pipeserve.engine import Job, TokenPrompt
-from streamserve.worker.pipeserve.recorder import Recorder, conditional_acceptance
+from streamserve.worker.pipeserve.recorder import Recorder, conditional_acceptance, trend
 
 KNOWN = replace(
     calibration.built_in(),
@@ -89,6 +92,29 @@ ACCEPTANCE = {
 @pytest.mark.parametrize(("positions", "want"), ACCEPTANCE.values(), ids=ACCEPTANCE)
 def test_conditional_acceptance(positions: tuple[tuple[int, int], ...], want: tuple[float, ...]) -> None:
     assert conditional_acceptance(positions) == pytest.approx(want)
+
+
+def test_noise_between_two_sizes_does_not_set_the_slope_beyond_them() -> None:
+    """0.2 ms a token; the two longest prompts differ by one token and, by chance, by 40 ms."""
+    samples = [(float(tokens), 0.000_2 * tokens) for tokens in range(20, 500, 8)]
+    samples += [(500.0, 0.08), (501.0, 0.12)]
+    points = trend(samples)
+    slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
+    assert slope == pytest.approx(0.000_2, rel=0.2)
+    assert trend(samples[:2]) == [pytest.approx((24.0, 0.0048))]
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1e-4, 10)), min_size=1, max_size=200))
+def test_a_trend_rises_within_what_was_measured(samples: list[tuple[float, float]]) -> None:
+    points = trend(samples)
+    assert 1 <= len(points) <= 8
+    for (x0, y0), (x1, y1) in pairwise(points):
+        assert x0 < x1
+        assert y0 <= y1
+    tolerance = 1e-9
+    for index in (0, 1):
+        low, high = min(s[index] for s in samples), max(s[index] for s in samples)
+        assert all(low - tolerance <= point[index] <= high + tolerance for point in points)
 
 
 async def test_a_recorded_simulator_has_the_step_times_that_it_was_given(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ Wraps any Engine and measures at the seam, so whatever lies between the server a
     transfer    time to the first chunk of a pulled request, less one step, by bytes moved
     acceptance  the engine's own counts by position: c_i = (accepted_i / drafted_i) / (accepted_(i-1) / drafted_(i-1))
 
-A cell's value is the median of its last 512 samples. The file is replaced every 5 s and on stop, once there is a
+A step's value is the median of its last 512 samples. Prompts and transfers hardly ever have the same size twice, so of
+these at most eight points are kept: medians of neighbours, made to rise. The line beyond the outermost two would
+otherwise have the slope of two noisy samples. The file is replaced every 5 s and on stop, once there is a
 step or a prefill to tell of.
 """
 
@@ -17,6 +19,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Final, TypeVar
@@ -25,7 +28,7 @@ from streamserve.contract.runtime_config import ConfigId, SpeculationConfig
 from streamserve.runtime import logs, process
 from streamserve.runtime.tasks import Tasks
 from streamserve.worker.pipeserve import calibration
-from streamserve.worker.pipeserve.calibration import Calibration
+from streamserve.worker.pipeserve.calibration import Calibration, Point
 from streamserve.worker.pipeserve.engine import (
     Adopted,
     Chunk,
@@ -40,6 +43,8 @@ _log = logs.get(__name__)
 WRITE_SECONDS: Final = 5.0
 _SAMPLES: Final = 512
 _LEAST_SAMPLES: Final = 3
+_GROUPS: Final = 8
+_GROUP_SAMPLES: Final = 5
 K = TypeVar("K", bound=Hashable)
 
 
@@ -58,15 +63,35 @@ class Samples:
         return known or {key: median(values) for key, values in self._of.items()}
 
 
+def trend(samples: Sequence[Point]) -> list[Point]:
+    """A few points that noisy (size, seconds) samples lie around; sizes and seconds rise from one to the next."""
+    ordered = sorted(samples)
+    groups = max(1, min(_GROUPS, len(ordered) // _GROUP_SAMPLES))
+    edges = [len(ordered) * n // groups for n in range(groups + 1)]
+    points: list[Point] = []
+    weights: list[int] = []
+    for low, high in pairwise(edges):
+        if low == high:
+            continue
+        points.append((median(size for size, _ in ordered[low:high]), median(s for _, s in ordered[low:high])))
+        weights.append(high - low)
+        # Neighbours that are out of order, or of one size, become one.
+        while len(points) > 1 and (points[-1][1] < points[-2][1] or points[-1][0] <= points[-2][0]):
+            (x1, y1), (x0, y0), w1, w0 = points.pop(), points.pop(), weights.pop(), weights.pop()
+            points.append(((x0 * w0 + x1 * w1) / (w0 + w1), (y0 * w0 + y1 * w1) / (w0 + w1)))
+            weights.append(w0 + w1)
+    return points
+
+
 class Recorder:
     """An Engine that is another one, and a file."""
 
     def __init__(self, engine: Engine, file: Path) -> None:
         self._engine = engine
         self._file = file
-        self._prefills = Samples()
+        self._prefills: deque[Point] = deque(maxlen=_SAMPLES)
         self._steps = Samples()
-        self._transfers = Samples()
+        self._transfers: deque[Point] = deque(maxlen=_SAMPLES)
         self._prefilling = 0
         self._prefill_starts = 0
         self._tasks = Tasks("recorder")
@@ -92,7 +117,7 @@ class Recorder:
         finally:
             self._prefilling -= 1
         if alone and starts == self._prefill_starts and not done.cached_prompt_tokens:
-            self._prefills.add(len(done.prompt_token_ids), time.perf_counter() - began)
+            self._prefills.append((len(done.prompt_token_ids), time.perf_counter() - began))
         return done
 
     async def generate(
@@ -123,7 +148,7 @@ class Recorder:
     def _transferred(self, size_bytes: int, first_seconds: float, load: tuple[int, int]) -> None:
         step = self._steps.medians().get(load)
         if step is not None and first_seconds > step:
-            self._transfers.add(size_bytes, first_seconds - step)
+            self._transfers.append((size_bytes, first_seconds - step))
 
     async def abort(self, request_id: str) -> None:
         await self._engine.abort(request_id)
@@ -152,12 +177,12 @@ class Recorder:
 
     def calibration(self) -> Calibration | None:
         """What is known so far; what this engine's role never does is taken from the built-in calibration."""
-        prefills = sorted((float(k), s) for k, s in self._prefills.medians().items() if isinstance(k, int))
+        prefills = trend(self._prefills)
         steps = sorted((*k, s) for k, s in self._steps.medians().items() if isinstance(k, tuple))
         if not prefills and not steps:
             return None
         rest = calibration.built_in()
-        transfers = sorted((float(k), s) for k, s in self._transfers.medians(1).items() if isinstance(k, int))
+        transfers = trend(self._transfers)
         info = self._engine.info
         parts = [
             f"{name} recorded" if known else f"{name} built in"
