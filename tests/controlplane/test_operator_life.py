@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
 from tests.support.api_server import ApiServer
-from tests.support.operator_bench import MERGE, PAIR, OperatorBench
+from tests.support.operator_bench import MERGE, PAIR, SPEC, OperatorBench
 from tests.support.processes import Process, wait_until
 
 from streamserve.contract import runtime_config
 from streamserve.contract.keys import Keyspace
-from streamserve.operator.edge.resources import BY_KIND
+from streamserve.contract.streampair.crd import definitions
+from streamserve.operator.edge.resources import BY_KIND, EVENT
 
 WHOLE = {
     ("ServiceAccount", "llama-worker"),
@@ -131,3 +133,94 @@ def test_a_strangers_object_under_our_name_is_left_alone_and_told(bench: Operato
     assert not bench.all("Pod")
     bench.remove("ConfigMap", "llama-config")
     bench.until("Ready", "True")
+
+
+def without_rules(schema: Any) -> Any:
+    """The CRD as it was before any rule between fields was written."""
+    if isinstance(schema, dict):
+        return {key: without_rules(value) for key, value in schema.items() if key != "x-kubernetes-validations"}
+    return [without_rules(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def test_a_spec_that_an_older_crd_let_through_is_told_and_what_runs_is_left_alone(
+    bench: OperatorBench, operator: Process
+) -> None:
+    """Also a CRD that is replaced under a running operator, twice."""
+    served(bench, operator)
+    before = bench.shape()
+    now = definitions()["streampairs"]
+    try:
+        bench.install(without_rules(now))
+        bench.edit({"prefill": {"template": {"env": [{"name": "POD_IP", "value": "x"}]}}})
+        said = bench.until("Ready", "False", reason="InvalidSpec")
+    finally:
+        bench.install(now)
+    assert "spec.prefill.template.env[0].name: POD_IP is set by StreamServe" in said["message"]
+    bench.until_quiet(operator)
+    assert bench.shape() == before
+    bench.edit({"prefill": {"template": {"env": []}}})
+    bench.until("Ready", "True")
+
+
+def test_an_event_is_told_once_for_each_change_of_a_condition(bench: OperatorBench, operator: Process) -> None:
+    served(bench, operator)
+    time.sleep(2.0)
+    events = bench.call("GET", EVENT.path(bench.namespace)).body["items"]
+    said = [(event["reason"], event["message"].partition(" is ")[0], event["message"]) for event in events]
+    assert len(said) == len(set(said))
+    assert ("LanesReady", "Ready") in {row[:2] for row in said}
+    assert {event["involvedObject"]["name"] for event in events} == {PAIR}
+
+
+def test_a_pair_that_is_deleted_leaves_nothing(bench: OperatorBench, operator: Process) -> None:
+    served(bench, operator)
+    body = bench.one("StreamPair", PAIR) or {}
+    assert "finalizers" not in body["metadata"]
+    bench.remove("StreamPair", PAIR)
+    wait_until(lambda: not bench.names(), seconds=30, what="nothing is left")
+    bench.create()
+    bench.until("Ready", "True")
+
+
+def test_a_write_that_the_server_refuses_is_told_in_its_words(bench: OperatorBench, operator: Process) -> None:
+    quota = {"metadata": {"name": "few"}, "spec": {"hard": {"count/services": "1"}}}
+    path = f"/api/v1/namespaces/{bench.namespace}/resourcequotas"
+    made = bench.call("POST", path, quota)
+    assert made.ok, made.body
+    status = {"status": {"hard": {"count/services": "1"}, "used": {"count/services": "1"}}}
+    bench.call("PATCH", f"{path}/few/status", status, MERGE)
+    bench.create()
+    said = bench.until("Degraded", "True", reason="WriteRefused")
+    assert "exceeded quota" in said["message"]
+    assert bench.get(operator, "/healthz")[0] == 200
+    bench.call("DELETE", f"{path}/few")
+    bench.edit({"update": {**SPEC["update"], "maxSurge": 1}})
+    bench.until("Ready", "True")
+
+
+def test_a_role_that_an_autoscaler_scales_follows_it_within_the_ratio(bench: OperatorBench, operator: Process) -> None:
+    bench.create({"prefill": {"replicas": 1, "scaling": {"mode": "External"}}})
+    bench.until("Ready", "True")
+    scaler = BY_KIND["StreamPairScaler"].path(bench.namespace, "llama-prefill")
+
+    def scaled_to(replicas: int) -> None:
+        answer = bench.call("PATCH", f"{scaler}/scale", {"spec": {"replicas": replicas}}, MERGE)
+        assert answer.ok, answer.body
+
+    def prefills() -> int:
+        return sum("-prefill-" in name for kind, name in bench.names() if kind == "Pod")
+
+    scaled_to(2)
+    wait_until(lambda: prefills() == 4, seconds=30, what="two prefill pods in each lane")
+    scaled_to(8)
+    wait_until(
+        lambda: "Clamped" in json.dumps(bench.call("GET", scaler).body.get("status", {})),
+        seconds=30,
+        what="the scaler says that the ratio bounds it",
+    )
+    assert bench.call("GET", f"{scaler}/scale").body["status"]["replicas"] == 2
+    scaled_to(1)
+    wait_until(lambda: prefills() == 2, seconds=60, what="one prefill pod in each lane")
+    bench.until("Ready", "True")
+    bench.until_quiet(operator)
+    assert bench.call("GET", scaler).body["spec"]["replicas"] == 1, "its number stays the autoscaler's"

@@ -1,0 +1,120 @@
+"""Operators that die, freeze and stand by, on a real API server: one writes, and the end is the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+from tests.support.api_server import ApiServer
+from tests.support.operator_bench import LEASE_SECONDS, PAIR, OperatorBench
+from tests.support.processes import wait_until
+
+from streamserve.contract.keys import Keyspace
+
+
+@pytest.fixture
+def bench(server: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OperatorBench]:
+    name = f"leaders-{crc32(request.node.name.encode()):08x}"
+    with OperatorBench(server, tmp_path, name) as bench:
+        bench.kubelet.start()
+        yield bench
+
+
+def test_an_operator_that_is_killed_anywhere_is_followed_by_one_that_ends_the_same(bench: OperatorBench) -> None:
+    """Killed at some moment of the create, six times over; the undisturbed run of the same spec is the measure."""
+    whole = bench.start("undisturbed")
+    bench.create()
+    bench.until("Ready", "True")
+    bench.until("ConfigApplied", "True")
+    bench.until_quiet(whole)
+    wanted = bench.shape()
+    bench.remove("StreamPair", PAIR)
+    wait_until(lambda: not bench.names(), seconds=30, what="nothing is left")
+    bench.create()
+    whole.kill()
+    for attempt in range(6):
+        operator = bench.start(f"killed-{attempt}")
+        bench.until_leads(operator)
+        time.sleep(0.03 * attempt)
+        operator.kill()
+    last = bench.start("last")
+    bench.until("Ready", "True")
+    bench.until("ConfigApplied", "True")
+    bench.until_quiet(last)
+    assert bench.shape() == wanted
+
+
+def test_of_two_operators_one_writes_and_the_other_takes_over_when_it_stops(bench: OperatorBench) -> None:
+    one = bench.start("one")
+    bench.until_leads(one)
+    two = bench.start("two")
+    bench.create()
+    bench.until("Ready", "True")
+    bench.until_quiet(one)
+    assert bench.writes(two) == 0.0
+    assert not bench.leads(two)
+    assert bench.get(two, "/readyz") == (200, "ok\n"), "it stands by with warm watches"
+    began = time.monotonic()
+    assert one.terminate() == 0
+    wait_until(lambda: bench.leads(two), seconds=10, what="the second leads")
+    assert time.monotonic() - began < 2 * LEASE_SECONDS, "a lease that was released is not waited for"
+    bench.edit({"lanes": 1})
+    bench.until("Ready", "True")
+    assert bench.writes(two) > 0.0
+
+
+def test_a_leader_that_was_frozen_past_its_lease_writes_nothing_when_it_goes_on(bench: OperatorBench) -> None:
+    one = bench.start("one")
+    bench.until_leads(one)
+    two = bench.start("two")
+    bench.create()
+    bench.until("Ready", "True")
+    bench.until_quiet(one)
+    written = bench.writes(one)
+    one.freeze()
+    bench.edit({"lanes": 1, "speculation": {"depth": {"max": 1}}})
+    bench.until_leads(two)
+    bench.until("Ready", "True")
+    bench.until_quiet(two)
+    before = bench.versions()
+    one.thaw()
+    time.sleep(LEASE_SECONDS)
+    assert bench.versions() == before
+    assert bench.writes(one) == written
+    assert not bench.leads(one)
+    assert bench.leads(two)
+    assert bench.get(one, "/healthz") == (200, "ok\n"), "it stands by"
+
+
+def test_redis_away_during_an_edit_stops_nothing_and_redis_restarted_empty_is_filled(bench: OperatorBench) -> None:
+    operator = bench.start("operator")
+    bench.create()
+    bench.until("Ready", "True")
+    bench.until_quiet(operator)
+    bench.redis.kill()
+    bench.edit({"speculation": {"depth": {"max": 1}}})
+    wait_until(
+        lambda: '"generation":2' in (bench.one("ConfigMap", "llama-config") or {})["data"]["config.json"],
+        seconds=10,
+        what="the ConfigMap has the edit",
+    )
+    assert bench.condition("Ready")["status"] == "True", "gates stay while routers cannot be heard"
+    bench.redis.start()
+    key = Keyspace(bench.namespace, PAIR).config
+    began = time.monotonic()
+
+    def is_back() -> bool:
+        with bench.redis.client() as client:
+            return b'"generation":2' in (client.get(key) or b"")
+
+    wait_until(is_back, seconds=10, what="the configuration is back")
+    assert time.monotonic() - began < 5.0
+    bench.until("ConfigApplied", "True")
+    with bench.redis.client() as client:
+        client.flushall()
+    began = time.monotonic()
+    wait_until(is_back, seconds=10, what="the configuration is back in the Redis that forgot it")
+    assert time.monotonic() - began < 5.0
