@@ -8,8 +8,9 @@
 2. The same lane then serves the loads that are compared (LOADS): other concurrencies, other prompts, other lengths.
 3. A lane of simulators replays the calibrations under the same loads.
 
-Compared are the medians of TTFT and TPOT, as clients of the router see them; each load runs several times and the
-runs of one side are pooled. Target: within 15 %.
+Both sides get the same token ids, for the simulator's own language has several times as many tokens for a text.
+Compared are the medians of TTFT and TPOT, as clients of the router see them; each load runs several times and the runs
+of one side are pooled. Target: within 15 %.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from benchkit.fleet import Fleet, engine_arguments
 from benchkit.load import Sample
 from benchkit.results import BenchError, say
 from run import CONFIGURATION, quiet_machine
+from tokenizers import Tokenizer
 
 from streamserve.contract.runtime_config import DepthPolicyName, SpeculationConfig
 
@@ -38,6 +41,7 @@ TARGET_PERCENT = 15.0
 DEPTH = 3
 ROLES = ("prefill", "decode")
 RECORD_SECONDS = 6.0
+Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +66,14 @@ LOADS = (
 )
 
 
-async def send(fleet: Fleet, one: Load, prompts: list[str]) -> list[Sample]:
-    client = GrpcClient(fleet.grpc)
+def tokenizer(model: Path) -> Tokenize:
+    """Token ids of a text in the recorded model's own vocabulary."""
+    known = Tokenizer.from_file(str(model / "tokenizer.json"))
+    return lambda text: list(known.encode(text).ids)
+
+
+async def send(fleet: Fleet, one: Load, prompts: list[str], tokenize: Tokenize) -> list[Sample]:
+    client = GrpcClient(fleet.grpc, tokenize)
     try:
         return await load.closed_loop(
             client.generate,
@@ -106,21 +116,23 @@ def simulated_fleet(config: plan.Plan, directory: Path, records: dict[str, Path]
     )
 
 
-async def serve(fleet: Fleet, loads: list[Load], repeats: int, side: str) -> dict[str, list[Sample]]:
+async def serve(
+    fleet: Fleet, loads: list[Load], repeats: int, side: str, tokenize: Tokenize
+) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {one.name: [] for one in loads}
     for repeat in range(repeats):
         for one in loads:
             # Twelve prompts of each workload for calibrating, the other twelve for comparing.
-            samples = await send(fleet, one, load.prompts(12, skip=one.skip_prompts))
+            samples = await send(fleet, one, load.prompts(12, skip=one.skip_prompts), tokenize)
             found[one.name] += samples
             medians = [stats.quantile([getattr(s, m) for s in samples], 0.5) for m in ("ttft_ms", "tpot_ms")]
             say(f"{side}, repeat {repeat}, {one.name}: TTFT {medians[0]:.1f} ms, TPOT {medians[1]:.2f} ms")
     return found
 
 
-def run_on(fleet: Fleet, loads: list[Load], repeats: int, side: str) -> dict[str, list[Sample]]:
+def run_on(fleet: Fleet, loads: list[Load], repeats: int, side: str, tokenize: Tokenize) -> dict[str, list[Sample]]:
     """`serve` on a started fleet. A loop of its own: the fleet's start and stop block."""
-    return uvloop.run(serve(fleet, loads, repeats, side))
+    return uvloop.run(serve(fleet, loads, repeats, side, tokenize))
 
 
 def benchmark(given: argparse.Namespace, config: plan.Plan, directory: Path) -> dict[str, Any]:
@@ -136,21 +148,22 @@ def benchmark(given: argparse.Namespace, config: plan.Plan, directory: Path) -> 
     real_directory, simulated_directory = directory / "real", directory / "simulated"
     real_directory.mkdir()
     simulated_directory.mkdir()
+    tokenize = tokenizer(results.ROOT / config.model)
     say("starting one lane of real engines, recording")
     with real_fleet(config, real_directory, live) as fleet:
         if not all(path.exists() for path in records.values()):
             say(f"calibrating: {calibrate.described()}")
-            uvloop.run(send(fleet, calibrate, load.prompts(12, skip=calibrate.skip_prompts)))
+            uvloop.run(send(fleet, calibrate, load.prompts(12, skip=calibrate.skip_prompts), tokenize))
             # The recorder writes every 5 s; the copy is what the calibration load alone has shown.
             time.sleep(RECORD_SECONDS)
             for role in ROLES:
                 if not live[role].exists():
                     raise BenchError(f"the {role} worker recorded nothing; see whether it takes --record")
                 shutil.copy(live[role], records[role])
-        real = run_on(fleet, loads, given.repeats, "engine")
+        real = run_on(fleet, loads, given.repeats, "engine", tokenize)
     say("starting one lane of simulators with those calibrations")
     with simulated_fleet(config, simulated_directory, records) as fleet:
-        simulated = run_on(fleet, loads, given.repeats, "simulator")
+        simulated = run_on(fleet, loads, given.repeats, "simulator", tokenize)
     return {
         **results.stamp(),
         "heading": results.HEADING,

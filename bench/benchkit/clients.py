@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import grpc
 
 from benchkit.results import BenchError
+from streamserve.contract import tokens as tokens_contract
 from streamserve.runtime.grpc import CHANNEL_OPTIONS
 from streamserve.v1 import common_pb2, inference_pb2
 
 
 class GrpcClient:
-    """InferenceService.Generate; one channel for all."""
+    """InferenceService.Generate; one channel for all. With `tokenize` prompts go out as token ids."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tokenize: Callable[[str], Sequence[int]] | None = None) -> None:
+        self._tokenize = tokenize
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._call: Any = self._channel.unary_stream(
             "/streamserve.v1.InferenceService/Generate",
@@ -30,8 +32,9 @@ class GrpcClient:
         )
 
     async def generate(self, slot: int, prompt: str, tokens: int) -> AsyncGenerator[int | None, None]:
+        ids = None if self._tokenize is None else tokens_contract.pack(self._tokenize(prompt))
         request = inference_pb2.GenerateRequest(
-            prompt=common_pb2.Prompt(text=prompt),
+            prompt=common_pb2.Prompt(text=prompt) if ids is None else common_pb2.Prompt(token_ids={"ids_le32": ids}),
             sampling=common_pb2.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True),
         )
         call = self._call(request, timeout=120)

@@ -15,7 +15,7 @@ from streamserve.contract.sampling import Sampling
 from streamserve.runtime.errors import SetupError
 from streamserve.worker.pipeserve import calibration, simulator
 from streamserve.worker.pipeserve.engine import Job, TokenPrompt
-from streamserve.worker.pipeserve.recorder import Recorder, conditional_acceptance, trend
+from streamserve.worker.pipeserve.recorder import Recorder, Steps, conditional_acceptance, trend
 
 KNOWN = replace(
     calibration.built_in(),
@@ -115,6 +115,16 @@ def test_a_trend_rises_within_what_was_measured(samples: list[tuple[float, float
     for index in (0, 1):
         low, high = min(s[index] for s in samples), max(s[index] for s in samples)
         assert all(low - tolerance <= point[index] <= high + tolerance for point in points)
+
+
+def test_a_bigger_batch_never_takes_less() -> None:
+    """Six at once were recorded while nobody computed a prompt beside them, so they were faster than five."""
+    steps = Steps()
+    for batch, milliseconds in ((1, 30), (3, 59), (5, 86), (6, 47)):
+        for _ in range(10):
+            steps.add((batch, 3), milliseconds / 1e3)
+    steps.add((2, 3), 9.0)
+    assert steps.table() == [(1, 3, 0.030), (3, 3, 0.059), (6, 3, pytest.approx(0.0665))]
 
 
 async def test_a_recorded_simulator_has_the_step_times_that_it_was_given(tmp_path: Path) -> None:

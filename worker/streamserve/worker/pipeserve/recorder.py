@@ -8,8 +8,9 @@ Wraps any Engine and measures at the seam, so whatever lies between the server a
     acceptance  the engine's own counts by position: c_i = (accepted_i / drafted_i) / (accepted_(i-1) / drafted_(i-1))
 
 A step's value is the median of its last 512 samples. Prompts and transfers hardly ever have the same size twice, so of
-these at most eight points are kept: medians of neighbours, made to rise. The line beyond the outermost two would
-otherwise have the slope of two noisy samples. The file is replaced every 5 s and on stop, once there is a
+these at most eight points are kept: medians of neighbours. More never takes less: where a bigger batch or prompt was
+faster by chance, the two become one. Beyond the outermost points the curve goes on with the slope of these, which two
+noisy ones would set to anything. The file is replaced every 5 s and on stop, once there is a
 step or a prefill to tell of.
 """
 
@@ -18,11 +19,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Final, TypeVar
+from typing import Final
 
 from streamserve.contract.runtime_config import ConfigId, SpeculationConfig
 from streamserve.runtime import logs, process
@@ -45,22 +46,31 @@ _SAMPLES: Final = 512
 _LEAST_SAMPLES: Final = 3
 _GROUPS: Final = 8
 _GROUP_SAMPLES: Final = 5
-K = TypeVar("K", bound=Hashable)
+_Load = tuple[int, int]
 
 
-class Samples:
-    """Medians of the most recent samples of each key."""
+class Steps:
+    """Medians of the most recent steps of each (running requests, depth)."""
 
     def __init__(self) -> None:
-        self._of: dict[Hashable, deque[float]] = {}
+        self._of: dict[_Load, deque[float]] = {}
 
-    def add(self, key: Hashable, seconds: float) -> None:
-        self._of.setdefault(key, deque(maxlen=_SAMPLES)).append(seconds)
+    def add(self, load: _Load, seconds: float) -> None:
+        self._of.setdefault(load, deque(maxlen=_SAMPLES)).append(seconds)
 
-    def medians(self, least: int = _LEAST_SAMPLES) -> Mapping[Hashable, float]:
-        """Keys with few samples count only where there is nothing better."""
-        known = {key: median(values) for key, values in self._of.items() if len(values) >= least}
-        return known or {key: median(values) for key, values in self._of.items()}
+    def medians(self) -> Mapping[_Load, float]:
+        """Loads with few samples count only where there is nothing better."""
+        known = {load: median(values) for load, values in self._of.items() if len(values) >= _LEAST_SAMPLES}
+        return known or {load: median(values) for load, values in self._of.items()}
+
+    def table(self) -> list[tuple[int, int, float]]:
+        """(batch, depth, seconds); batches that took about the same stand as one in their middle."""
+        by_depth: dict[int, list[tuple[float, float, int]]] = {}
+        for (batch, depth), seconds in sorted(self.medians().items()):
+            by_depth.setdefault(depth, []).append((batch, seconds, len(self._of[batch, depth])))
+        return sorted(
+            (round(batch), depth, seconds) for depth, points in by_depth.items() for batch, seconds in rising(points)
+        )
 
 
 def trend(samples: Sequence[Point]) -> list[Point]:
@@ -68,19 +78,20 @@ def trend(samples: Sequence[Point]) -> list[Point]:
     ordered = sorted(samples)
     groups = max(1, min(_GROUPS, len(ordered) // _GROUP_SAMPLES))
     edges = [len(ordered) * n // groups for n in range(groups + 1)]
-    points: list[Point] = []
-    weights: list[int] = []
-    for low, high in pairwise(edges):
-        if low == high:
-            continue
-        points.append((median(size for size, _ in ordered[low:high]), median(s for _, s in ordered[low:high])))
-        weights.append(high - low)
-        # Neighbours that are out of order, or of one size, become one.
-        while len(points) > 1 and (points[-1][1] < points[-2][1] or points[-1][0] <= points[-2][0]):
-            (x1, y1), (x0, y0), w1, w0 = points.pop(), points.pop(), weights.pop(), weights.pop()
-            points.append(((x0 * w0 + x1 * w1) / (w0 + w1), (y0 * w0 + y1 * w1) / (w0 + w1)))
-            weights.append(w0 + w1)
-    return points
+    parts = [ordered[low:high] for low, high in pairwise(edges) if low < high]
+    return rising([(median(size for size, _ in part), median(s for _, s in part), len(part)) for part in parts])
+
+
+def rising(points: Sequence[tuple[float, float, int]]) -> list[Point]:
+    """(size, seconds, samples) in order of size; neighbours that are out of order, or of one size, become one."""
+    pooled: list[tuple[float, float, int]] = []
+    for point in points:
+        pooled.append(point)
+        while len(pooled) > 1 and (pooled[-1][1] < pooled[-2][1] or pooled[-1][0] <= pooled[-2][0]):
+            (x1, y1, n1), (x0, y0, n0) = pooled.pop(), pooled.pop()
+            n = n0 + n1
+            pooled.append(((x0 * n0 + x1 * n1) / n, (y0 * n0 + y1 * n1) / n, n))
+    return [(size, seconds) for size, seconds, _ in pooled]
 
 
 class Recorder:
@@ -90,7 +101,7 @@ class Recorder:
         self._engine = engine
         self._file = file
         self._prefills: deque[Point] = deque(maxlen=_SAMPLES)
-        self._steps = Samples()
+        self._steps = Steps()
         self._transfers: deque[Point] = deque(maxlen=_SAMPLES)
         self._prefilling = 0
         self._prefill_starts = 0
@@ -125,7 +136,7 @@ class Recorder:
     ) -> AsyncIterator[Chunk]:
         chunks = self._engine.generate(job, kv_handle=kv_handle, cached_prompt_tokens=cached_prompt_tokens)
         began = last = time.perf_counter()
-        before: tuple[int, int] | None = None
+        before: _Load | None = None
         first_seconds = 0.0
         try:
             async for chunk in chunks:
@@ -145,7 +156,7 @@ class Recorder:
             if close is not None:
                 await close()
 
-    def _transferred(self, size_bytes: int, first_seconds: float, load: tuple[int, int]) -> None:
+    def _transferred(self, size_bytes: int, first_seconds: float, load: _Load) -> None:
         step = self._steps.medians().get(load)
         if step is not None and first_seconds > step:
             self._transfers.append((size_bytes, first_seconds - step))
@@ -178,7 +189,7 @@ class Recorder:
     def calibration(self) -> Calibration | None:
         """What is known so far; what this engine's role never does is taken from the built-in calibration."""
         prefills = trend(self._prefills)
-        steps = sorted((*k, s) for k, s in self._steps.medians().items() if isinstance(k, tuple))
+        steps = self._steps.table()
         if not prefills and not steps:
             return None
         rest = calibration.built_in()
