@@ -58,7 +58,11 @@ class Load:
         return f"{self.concurrency} at once, answers of {'/'.join(map(str, self.tokens))} tokens"
 
 
-CALIBRATE = Load(name="calibration", concurrency=6, requests=120, tokens=(48, 96, 64, 128), skip_prompts=0)
+# Several loads, because small batches on a machine that is otherwise idle are faster than between big ones.
+CALIBRATE = tuple(
+    Load(name="calibration", concurrency=concurrency, requests=requests, tokens=(48, 96, 64, 128), skip_prompts=0)
+    for concurrency, requests in ((1, 32), (3, 48), (6, 96))
+)
 LOADS = (
     Load(name="2 at once, answers of 160 tokens", concurrency=2, requests=40, tokens=(160,), skip_prompts=12),
     Load(name="4 at once, answers of 40 to 80 tokens", concurrency=4, requests=64, tokens=(40, 80), skip_prompts=12),
@@ -139,7 +143,7 @@ def benchmark(given: argparse.Namespace, config: plan.Plan, directory: Path) -> 
     """Record, compare, judge."""
     calibrate, loads = CALIBRATE, list(LOADS)
     if given.quick:
-        calibrate = Load(name="calibration", concurrency=2, requests=8, tokens=(32, 48), skip_prompts=0)
+        calibrate = (Load(name="calibration", concurrency=2, requests=8, tokens=(32, 48), skip_prompts=0),)
         loads = [Load(name="3 at once", concurrency=3, requests=6, tokens=(24,), skip_prompts=12)]
     kept: Path = given.calibrations or directory / "calibrations"
     kept.mkdir(parents=True, exist_ok=True)
@@ -152,8 +156,9 @@ def benchmark(given: argparse.Namespace, config: plan.Plan, directory: Path) -> 
     say("starting one lane of real engines, recording")
     with real_fleet(config, real_directory, live) as fleet:
         if not all(path.exists() for path in records.values()):
-            say(f"calibrating: {calibrate.described()}")
-            uvloop.run(send(fleet, calibrate, load.prompts(12, skip=calibrate.skip_prompts), tokenize))
+            for one in calibrate:
+                say(f"calibrating: {one.described()}")
+                uvloop.run(send(fleet, one, load.prompts(12, skip=one.skip_prompts), tokenize))
             # The recorder writes every 5 s; the copy is what the calibration load alone has shown.
             time.sleep(RECORD_SECONDS)
             for role in ROLES:
@@ -171,7 +176,7 @@ def benchmark(given: argparse.Namespace, config: plan.Plan, directory: Path) -> 
         "repeats": given.repeats,
         "depth": DEPTH,
         "target_percent": TARGET_PERCENT,
-        "calibrated_on": f"{calibrate.described()}, depth {DEPTH}",
+        "calibrated_on": f"{'; '.join(one.described() for one in calibrate)}; depth {DEPTH}",
         "loads": [compared(one, real[one.name], simulated[one.name]) for one in loads],
         "calibrations": {role: json.loads(path.read_text()) for role, path in records.items()},
     }
