@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_simulators_error_is_of_the_medians_and_judged_both_ways() -> None:
 
 def test_the_simulator_is_judged_on_loads_that_it_was_not_calibrated_on() -> None:
     module = script("simulator")
-    for load in module.LOADS:
-        assert load.concurrency != module.CALIBRATE.concurrency
-        assert not set(load.tokens) & set(module.CALIBRATE.tokens)
-        assert load.skip_prompts != module.CALIBRATE.skip_prompts
+    for load, known in product(module.LOADS, module.CALIBRATE):
+        assert load.concurrency != known.concurrency
+        assert not set(load.tokens) & set(known.tokens)
+        assert load.skip_prompts != known.skip_prompts
