@@ -19,7 +19,10 @@ from streamserve.contract.errors import StreamServeError, TransferFailed, Worker
 from streamserve.runtime.status import from_rpc_error
 from streamserve.v1 import common_pb2, worker_pb2
 
-MAX_DEPTH = 6
+# A drafter that costs as much as the target brings k + 1 tokens for k + 1 forward passes and the overhead of one step:
+# each depth is better than the one before by ever less, and at 6 by too little to tell from noise in so few steps.
+MAX_DEPTH = 3
+BUILT_DEPTH, FIXED_DEPTH = 6, 4
 BLOCK_TOKENS = 128
 TOKENS = 120
 DECODE, PREFILL = "lane-0-decode-0", "lane-0-prefill-0"
@@ -38,7 +41,7 @@ def lane(
     fleets.close()
     fleet = RealFleet(tmp_path_factory.mktemp("lane"), lanes=1, environment=install(switches))
     fleet.document["spec"]["speculation"]["draft"]["name"] = str(TARGET)
-    fleet.document["spec"]["speculation"]["depth"] = {"min": 0, "max": MAX_DEPTH, "fixed": 4}
+    fleet.document["spec"]["speculation"]["depth"] = {"min": 0, "max": BUILT_DEPTH, "fixed": FIXED_DEPTH}
     fleet.start()
     try:
         yield fleet
@@ -94,12 +97,10 @@ async def settled(fleet: RealFleet, reference: Reference) -> list[float]:
 async def test_goodput_settles_at_the_deepest_where_the_drafter_is_the_target(
     lane: RealFleet, reference: Reference
 ) -> None:
+    await lane.edit_and_wait(speculation={"depth": {"min": 0, "max": MAX_DEPTH, "fixed": MAX_DEPTH}})
     shares = await settled(lane, reference)
     print("steps by depth:", [round(share, 2) for share in shares])
-    # A drafter that costs as much as the target leaves little between the deepest and the next: (k + 1) tokens of k + 1
-    # forward passes. So a neighbour may win for a while.
-    assert max(shares) == shares[MAX_DEPTH], shares
-    assert sum(shares[MAX_DEPTH - 1 :]) >= 0.85, shares
+    assert shares[MAX_DEPTH] >= 0.85, shares
 
 
 async def test_goodput_settles_at_the_shallowest_where_no_draft_is_ever_right(
@@ -114,7 +115,8 @@ async def test_goodput_settles_at_the_shallowest_where_no_draft_is_ever_right(
 async def test_without_the_drafters_transferred_kv_the_acceptance_drops_and_the_text_stays(
     lane: RealFleet, reference: Reference, switches: Path
 ) -> None:
-    await lane.edit_and_wait(speculation={"policy": "Fixed"})
+    depth = {"min": 0, "max": BUILT_DEPTH, "fixed": FIXED_DEPTH}
+    await lane.edit_and_wait(speculation={"policy": "Fixed", "depth": depth})
     rows = reference.greedy[:12]
     whole = await run(lane, rows)
     (switches / ZERO_DRAFT_KV).touch()
