@@ -22,6 +22,8 @@ from streamserve.router.scheduler.request import GenerationRequest
 from streamserve.v1 import common_pb2, inference_pb2
 
 MAX_DEADLINE_SECONDS: Final = 1_800.0
+# What gRPC rounds a deadline up to: one of which less is left had no more than this when it was sent.
+DEADLINE_RESOLUTION_SECONDS: Final = 0.001
 MAX_PRIORITY: Final = 10
 BYTES_PER_TOKEN: Final = 4
 ROLES: Final = ("system", "developer", "user", "assistant")
@@ -62,7 +64,7 @@ class Checks:
     ) -> GenerationRequest:
         """The request, or the first thing that is wrong with it."""
         now = self._clock()
-        if remaining_seconds is not None and remaining_seconds <= 0.0:
+        if remaining_seconds is not None and remaining_seconds < DEADLINE_RESOLUTION_SECONDS:
             raise DeadlineExceeded("the deadline was over when the request arrived; allow more time")
         _refuse_unknown(message, "")
         self.model(message.model)

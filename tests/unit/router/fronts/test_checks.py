@@ -109,6 +109,8 @@ def test_deadlines() -> None:
         assert request.deadline_seconds == 50.0 + MAX_DEADLINE_SECONDS
     with pytest.raises(DeadlineExceeded):
         subject.checked(text("x"), request_id="r", remaining_seconds=0.0)
+    with pytest.raises(DeadlineExceeded):
+        subject.checked(text("x"), request_id="r", remaining_seconds=0.000_9)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x00"])
