@@ -76,11 +76,13 @@ class OperatorBench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kubelet.stop()
-        for operator in self.operators.values():
-            operator.thaw()
-            operator.kill()
-        self.redis.kill()
+        try:
+            self.kubelet.stop()
+        finally:
+            for operator in self.operators.values():
+                operator.thaw()
+                operator.kill()
+            self.redis.kill()
         for resource in WATCHED:
             for body in self.all(resource.kind):
                 self.remove(resource.kind, body["metadata"]["name"])
