@@ -15,12 +15,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
+from pydantic import BaseModel, ConfigDict, Field
 
-from benchkit.results import BenchError, digest
+from benchkit import configuration
+from benchkit.results import digest
 from streamserve.contract.goodput import GoodputMinute, LaneGoodput
 from streamserve.contract.runtime_config import ConfigId
 from streamserve.contract.streampair.policies import Rollout
@@ -125,15 +125,7 @@ class Load(_Model):
 
 def read(path: Path) -> Load:
     """Raises BenchError that says what is wrong with the file."""
-    try:
-        document: Any = YAML(typ="safe").load(path.read_text())
-        return Load.model_validate(document)
-    except OSError as error:
-        raise BenchError(f"cannot read {path.name}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BenchError(f"{path.name}: {where}: {first['msg']}") from None
+    return configuration.read(path, Load)
 
 
 @dataclass(slots=True)

@@ -12,12 +12,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from benchkit.results import BenchError, digest
+from benchkit import configuration
+from benchkit.results import digest
 
 Depth = Literal["None", "Goodput"] | Annotated[int, Field(ge=1, le=16)]
 
@@ -96,15 +96,7 @@ class Group:
 
 def load(path: Path) -> Plan:
     """Raises BenchError that says what is wrong with the file."""
-    try:
-        document: Any = YAML(typ="safe").load(path.read_text())
-        return Plan.model_validate(document)
-    except OSError as error:
-        raise BenchError(f"cannot read {path.name}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BenchError(f"{path.name}: {where}: {first['msg']}") from None
+    return configuration.read(path, Plan)
 
 
 def shortened(plan: Plan) -> Plan:

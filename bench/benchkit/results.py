@@ -22,6 +22,7 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "bench" / "results"
+SOURCES: Final = ("operator", "router", "worker", "proto", "cli")
 HEADING: Final = "mechanism, 4 M-parameter pair, not a speed claim"
 
 
@@ -44,7 +45,7 @@ def commit() -> str:
     """The commit of this checkout, with "+changes" when the measured source was not exactly that."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        dirty = _git("status", "--porcelain", "--untracked-files=no", "--", "router", "worker", "proto", "cli")
+        dirty = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{head}+changes" if dirty else head
