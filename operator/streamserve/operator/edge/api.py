@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -28,6 +29,18 @@ APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
 STRATEGIC: Final = "application/strategic-merge-patch+json"
 _JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request. `fence` is looked at once more when its connection is in hand; None for what may always go."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    content: str = _JSON
+    query: Mapping[str, str] = field(default_factory=dict)
+    fence: Fence | None = None
 
 
 class Api:
@@ -70,14 +83,14 @@ class Api:
 
     async def get(self, path: str) -> dict[str, Any]:
         """Raises ApiError."""
-        return await self._request("GET", path, None, _JSON, {}, self._none())
+        return await self._request(_Call("GET", path))
 
     async def apply(
         self, path: str, manifest: Mapping[str, Any], *, manager: str = FIELD_MANAGER, force: bool = True
     ) -> dict[str, Any]:
         """Server-side apply. Raises ApiError, NotLeader."""
         query = {"fieldManager": manager, "force": "true" if force else "false"}
-        return await self._request("PATCH", path, manifest, APPLY, query, self._fenced())
+        return await self._request(_Call("PATCH", path, manifest, APPLY, query, self._fence))
 
     async def send(
         self,
@@ -91,39 +104,22 @@ class Api:
     ) -> dict[str, Any]:
         """Any other write. `unfenced` is for the Lease itself alone. Raises ApiError, NotLeader."""
         query = {} if method == "DELETE" else {"fieldManager": manager}
-        context = self._none() if unfenced else self._fenced()
-        return await self._request(method, path, body, content, query, context)
-
-    def _none(self) -> SimpleNamespace:
-        return SimpleNamespace(fence=None)
-
-    def _fenced(self) -> SimpleNamespace:
-        return SimpleNamespace(fence=self._fence)
+        return await self._request(_Call(method, path, body, content, query, None if unfenced else self._fence))
 
     async def _on_connection(self, session: object, context: SimpleNamespace, parameters: object) -> None:
-        asked: SimpleNamespace = context.trace_request_ctx
-        if asked.fence is not None:
-            asked.fence.check()
+        call: _Call = context.trace_request_ctx
+        if call.fence is not None:
+            call.fence.check()
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        content: str,
-        query: Mapping[str, str],
-        context: SimpleNamespace,
-    ) -> dict[str, Any]:
-        if self._session is None or self._info is None:
-            raise RuntimeError("the client is not open")
+    async def _request(self, call: _Call) -> dict[str, Any]:
         seconds = REQUEST_SECONDS
-        if context.fence is not None:
-            context.fence.check()
-            seconds = min(seconds, context.fence.left_seconds)
+        if call.fence is not None:
+            call.fence.check()
+            seconds = min(seconds, call.fence.left_seconds)
         outcome = "ok"
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange(method, path, body, content, query, context)
+                return await self._exchange(call)
         except ApiError as error:
             outcome = type(error).__name__
             if isinstance(error, Unauthorized):
@@ -134,30 +130,20 @@ class Api:
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             outcome = "Unreachable"
-            raise Unreachable(f"{method} {path}: {error or 'no answer in time'}") from error
+            raise Unreachable(f"{call.method} {call.path}: {error or 'no answer in time'}") from error
         finally:
-            self._metrics.request(method, outcome)
+            self._metrics.request(call.method, outcome)
 
-    async def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        content: str,
-        query: Mapping[str, str],
-        context: SimpleNamespace,
-    ) -> dict[str, Any]:
+    async def _exchange(self, call: _Call) -> dict[str, Any]:
         if self._session is None or self._info is None:
             raise RuntimeError("the client is not open")
-        data = None if body is None else json.dumps(body).encode()
-        url = self._info.server.rstrip("/") + path
         async with self._session.request(
-            method,
-            url,
-            data=data,
-            params=query,
-            headers={"Content-Type": content, "Accept": _JSON},
-            trace_request_ctx=context,
+            call.method,
+            self._info.server.rstrip("/") + call.path,
+            data=None if call.body is None else json.dumps(call.body).encode(),
+            params=call.query,
+            headers={"Content-Type": call.content, "Accept": _JSON},
+            trace_request_ctx=call,
         ) as response:
             text = await response.read()
             try:
@@ -167,5 +153,5 @@ class Api:
             if response.status >= 400:
                 raise of_status(response.status, answer, response.headers.get("Retry-After", ""))
             if not isinstance(answer, dict):
-                raise Unreachable(f"{method} {path}: the answer is no JSON object", status=response.status)
+                raise Unreachable(f"{call.method} {call.path}: the answer is no JSON object", status=response.status)
             return answer
