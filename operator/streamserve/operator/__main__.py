@@ -68,7 +68,13 @@ class Operator:
         self._elector = Elector(api, fence, settings.lease, healthy=self._working, rng=rng)
         self._listed = asyncio.Event()
         self._controller = Controller(
-            reconciler.reconcile, store, self._elector.leads, metrics=metrics, clock=clock, rng=rng
+            reconciler.reconcile,
+            store,
+            self._elector.leads,
+            metrics=metrics,
+            clock=clock,
+            rng=rng,
+            term=lambda: fence.term,
         )
         self._watches = [
             Watch(

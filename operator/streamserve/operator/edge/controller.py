@@ -1,6 +1,7 @@
 """The loop: keys out of the queue, one reconcile each, WORKERS at once, only while this process leads.
 
-Not leading, the queue collects what changes; when the lease is won every StreamPair is looked at once. Each is also
+Not leading, the queue collects what changes; when the lease is won every StreamPair is looked at once, and what waited
+counts as waiting from then on. Each is also
 looked at every `resync_seconds`, spread at random, so that an event that was lost costs a bounded time.
 """
 
@@ -40,11 +41,13 @@ class Controller:
         metrics: OperatorMetrics,
         clock: Callable[[], float],
         rng: Random,
+        term: Callable[[], int] = lambda: 0,
         resync_seconds: float = RESYNC_SECONDS,
     ) -> None:
         self._reconcile = reconcile
         self._store = store
         self._leads = leads
+        self._term = term
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
@@ -54,8 +57,9 @@ class Controller:
         self._slots = asyncio.Semaphore(WORKERS)
         self._tasks = Tasks("reconcile")
         self._turned_at = clock()
-        metrics.follow(metrics.queue_depth, lambda: self._queue.depth(clock()))
-        metrics.follow(metrics.queue_age, lambda: self._queue.oldest_age_seconds(clock()))
+        self._led: int | None = None
+        metrics.follow(metrics.queue_depth, lambda: self._queue.depth(clock()) if self._works else 0)
+        metrics.follow(metrics.queue_age, self._age_seconds)
 
     def changed(self, change: Change) -> None:
         """Something that concerns this StreamPair is news."""
@@ -69,31 +73,31 @@ class Controller:
         self.changed(Change(key))
 
     def trouble(self) -> str | None:
-        """Why this loop does not live; None while it does."""
-        if not self._leads.is_set():
-            return None
+        """Why this loop does not live; None while it does. Who stands by turns too, and has nothing to be late with."""
         now = self._clock()
         if now - self._turned_at > STUCK_SECONDS:
             return f"the queue has not been looked at for {now - self._turned_at:.0f} s"
-        if (age := self._queue.oldest_age_seconds(now)) > STUCK_SECONDS:
+        if (age := self._age_seconds()) > STUCK_SECONDS:
             return f"a StreamPair has waited for {age:.0f} s"
         return None
 
     async def run(self) -> None:
         """Until cancelled."""
-        led, resynced = False, self._clock()
+        resynced = self._clock()
         while True:
             self._turned_at = self._clock()
             if not self._leads.is_set():
-                led = False
+                self._led = None
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._leads.wait(), _IDLE_SECONDS)
                 continue
-            if not led or self._clock() - resynced > self._resync_seconds:
-                spread = 0.0 if not led else self._resync_seconds / 2
-                for key in self._store.pairs():
-                    self._queue.add(key, self._clock(), after_seconds=self._rng.uniform(0.0, spread))
-                led, resynced = True, self._clock()
+            if self._led != self._term():
+                self._led, resynced = self._term(), self._clock()
+                self._queue.restart(self._clock())
+                self._look_at_all(within_seconds=0.0)
+            elif self._clock() - resynced > self._resync_seconds:
+                resynced = self._clock()
+                self._look_at_all(within_seconds=self._resync_seconds / 2)
             await self._turn()
 
     async def stop(self, timeout_seconds: float) -> None:
@@ -103,6 +107,18 @@ class Controller:
                 for _ in range(WORKERS):
                     await self._slots.acquire()
         await self._tasks.stop()
+
+    @property
+    def _works(self) -> bool:
+        """Whether this process leads and the loop has seen it."""
+        return self._led is not None and self._leads.is_set()
+
+    def _age_seconds(self) -> float:
+        return self._queue.oldest_age_seconds(self._clock()) if self._works else 0.0
+
+    def _look_at_all(self, *, within_seconds: float) -> None:
+        for key in self._store.pairs():
+            self._queue.add(key, self._clock(), after_seconds=self._rng.uniform(0.0, within_seconds))
 
     async def _turn(self) -> None:
         """Start what is due and has a place, or wait for either."""
@@ -127,9 +143,9 @@ class Controller:
             if not self._store.has(key):
                 self._queue.forget(key)
         except NotLeader:
-            # Whoever leads next looks at everything.
+            # Whoever leads next looks at everything; this process, should the lease be back before the loop saw it go.
             result = "not_leading"
-            self._queue.done(key, self._clock())
+            self._queue.failed(key, self._clock())
         except (ApiError, TimeoutError) as error:
             result = type(error).__name__
             least = error.retry_after_seconds if isinstance(error, ApiError) else 0.0

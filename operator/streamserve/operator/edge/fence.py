@@ -30,11 +30,14 @@ class Fence:
     def __init__(self, clock: Callable[[], float] = boot_clock) -> None:
         self._clock = clock
         self._until = float("-inf")
+        self.term = 0
+        """How often it has been raised from down: what was known in an earlier term may have been overtaken since."""
 
     def now(self) -> float:
         return self._clock()
 
     def raise_until(self, moment: float) -> None:
+        self.term += not self.is_up
         self._until = max(self._until, moment)
 
     def lower(self) -> None:

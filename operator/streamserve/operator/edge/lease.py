@@ -8,8 +8,10 @@ All on our own clock: no two machines' times are compared. A write carries the r
 that take it at once one is refused. What we may do with it is the fence's to say; it stands `renew_deadline_seconds`
 from the start of the renewal, which is less than the duration.
 
-A leader that does not work must not keep the Lease: `healthy` is asked before each renewal, and while it gives a
-reason nothing is renewed, so another takes over. Losing the Lease ends no process: watches stay warm, writing stops.
+A leader that does not work must not keep the Lease: `healthy` is asked before each write, and while it gives a reason
+nothing is renewed. A loop that stood still because it led may look well again once it does not, so who lost the Lease
+that way leaves it to others for as long as they need to see it run out and take it. Losing the Lease ends no process:
+watches stay warm, writing stops.
 """
 
 from __future__ import annotations
@@ -103,14 +105,13 @@ class Elector:
         self._rng = rng
         self._utc_now = utc_now
         self._election = Election(settings)
+        self._abstains_until = float("-inf")
         self.leads = asyncio.Event()
-        self.lost = asyncio.Event()
         self.answered_at = float("-inf")
         self.holder = ""
 
     async def run(self) -> None:
-        """Until cancelled. `leads` is set while the fence is up; `lost` is set otherwise."""
-        self.lost.set()
+        """Until cancelled. `leads` is set while the fence is up."""
         while True:
             await self.step()
             wait = self._settings.retry_seconds
@@ -125,14 +126,11 @@ class Elector:
 
     async def step(self) -> None:
         """Look at the Lease and take or renew it where that is ours to do. Never raises an ApiError."""
-        if reason := self._healthy():
-            _log.error("not renewing the lease: %s", reason)
-        else:
-            try:
-                async with asyncio.timeout(self._settings.renew_deadline_seconds):
-                    await self._take_or_renew()
-            except (ApiError, TimeoutError) as error:
-                _log.warning("the lease could not be renewed: %s", error or "no answer in time")
+        try:
+            async with asyncio.timeout(self._settings.renew_deadline_seconds):
+                await self._take_or_renew()
+        except (ApiError, TimeoutError) as error:
+            _log.warning("the lease could not be renewed: %s", error or "no answer in time")
         self._tell()
 
     async def release(self) -> None:
@@ -156,6 +154,8 @@ class Elector:
             lease = await self._api.get(LEASE.path(self._settings.namespace, self._settings.name))
         except NotFound:
             self.answered_at = self._fence.now()
+            if self._abstains():
+                return
             await self._api.send("POST", LEASE.path(self._settings.namespace), self._fresh(), unfenced=True)
         else:
             self.answered_at = self._fence.now()
@@ -164,11 +164,22 @@ class Elector:
             if not self._election.may_take(record, self._fence.now()):
                 self._fence.lower()
                 return
+            if self._abstains():
+                return
             began = self._fence.now()
             lease["spec"] = self._spec(lease.get("spec", {}), record.holder)
             await self._put(lease)
         self.holder = self._settings.identity
+        self._tell()
         self._fence.raise_until(began + self._settings.renew_deadline_seconds)
+
+    def _abstains(self) -> bool:
+        now = self._fence.now()
+        if reason := self._healthy():
+            _log.error("not taking or renewing the lease: %s", reason)
+            self._abstains_until = now + self._settings.duration_seconds + 2 * self._settings.retry_seconds
+            return True
+        return not self._fence.is_up and now < self._abstains_until
 
     async def _put(self, lease: dict[str, Any]) -> None:
         path = LEASE.path(self._settings.namespace, self._settings.name)
@@ -199,9 +210,7 @@ class Elector:
             return
         if self._fence.is_up:
             _log.info("this process leads now", extra={"identity": self._settings.identity})
-            self.lost.clear()
             self.leads.set()
         else:
             _log.warning("this process does not lead any more", extra={"holder": self.holder})
             self.leads.clear()
-            self.lost.set()

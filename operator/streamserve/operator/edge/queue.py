@@ -32,7 +32,7 @@ class _State:
 
 
 class KeyedQueue(Generic[K]):
-    """See the module. Bound: one entry for each key that exists; `forget` those that do not."""
+    """See the module. Bound: one entry for each key that was asked for and not forgotten; `forget` what is gone."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class KeyedQueue(Generic[K]):
     def fresh(self, key: K, now: float) -> None:
         """Ask for `key` although it is backing off: what it failed at is not wanted any more."""
         state = self._states.setdefault(key, _State())
-        state.failures, state.not_before = 0, self._budget(state, now)
+        state.failures, state.not_before = 0, self._budget(state)
         self.add(key, now)
 
     def take(self, now: float) -> K | None:
@@ -81,7 +81,7 @@ class KeyedQueue(Generic[K]):
         if state is None:
             return
         state.failures = 0
-        self._rest(key, state, self._budget(state, now))
+        self._rest(key, state, self._budget(state))
         if again_seconds is not None:
             self.add(key, now, after_seconds=again_seconds)
 
@@ -93,9 +93,17 @@ class KeyedQueue(Generic[K]):
         state.failures += 1
         ceiling = min(self._cap_seconds, self._base_seconds * 2.0 ** min(state.failures - 1, 32))
         wait = max(at_least_seconds, self._rng.uniform(ceiling / 2, ceiling))
-        self._rest(key, state, max(now + wait, self._budget(state, now)))
+        self._rest(key, state, max(now + wait, self._budget(state)))
         self.add(key, now)
         return state.not_before - now
+
+    def restart(self, now: float) -> None:
+        """Let what is due count as due from now on: until now nobody was there to take it."""
+        for key, state in self._states.items():
+            if state.due is not None and state.due < now:
+                state.due = now
+                if not state.running:
+                    self._push(now, key)
 
     def forget(self, key: K) -> None:
         self._states.pop(key, None)
@@ -136,7 +144,7 @@ class KeyedQueue(Generic[K]):
             state.due = max(state.due, not_before)
             self._push(state.due, key)
 
-    def _budget(self, state: _State, now: float) -> float:
+    def _budget(self, state: _State) -> float:
         """When the next run is paid for; in the past where the budget is not used up."""
         return max(0.0, state.spent_until - (self._burst - 1) * self._refill_seconds)
 

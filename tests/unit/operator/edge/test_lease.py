@@ -154,6 +154,44 @@ async def test_a_leader_that_does_not_work_gives_the_lease_up_by_not_renewing_it
     assert second.fence.is_up
 
 
+async def test_who_looks_well_as_soon_as_it_does_not_lead_leaves_the_lease_to_the_others() -> None:
+    """A loop that stands still because it leads: its trouble goes with the Lease, and comes back with it."""
+    world = World()
+    first, second = Process(world, "first"), Process(world, "second")
+    first.elector._healthy = lambda: "the queue is stuck" if first.fence.is_up else None
+    await first.step()
+    for _ in range(20):
+        await first.step()
+        await second.step()
+        world.now += 2.0
+    assert second.fence.is_up
+
+
+async def test_who_is_alone_leads_again_after_others_had_the_time_to() -> None:
+    world = World()
+    alone = Process(world, "alone")
+    await alone.step()
+    alone.trouble = "the queue is stuck"
+    for _ in range(6):
+        world.now += 2.0
+        await alone.step()
+    assert not alone.fence.is_up
+    alone.trouble = None
+    assert not await alone.step()
+    world.now += 20.0
+    assert await alone.step()
+    assert alone.fence.term == 2
+
+
+async def test_who_does_not_work_still_hears_the_api_server() -> None:
+    world = World()
+    process = Process(world, "first")
+    process.trouble = "the queue is stuck"
+    await process.step()
+    assert world.lease is None
+    assert process.elector.answered_at == world.now
+
+
 async def test_while_the_api_server_is_away_nobody_leads_and_afterwards_one_does() -> None:
     world = World()
     first, second = Process(world, "first"), Process(world, "second")

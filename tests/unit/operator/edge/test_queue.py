@@ -55,6 +55,17 @@ def test_a_timer_makes_a_key_due_and_an_earlier_ask_takes_its_place() -> None:
     assert found.take(FAR) is None, "the timer was used up"
 
 
+def test_what_waited_while_nobody_could_take_it_waits_from_now_on() -> None:
+    found = queue()
+    found.add("a", 0.0)
+    found.add("later", 0.0, after_seconds=FAR)
+    assert found.oldest_age_seconds(500.0) == 500.0
+    found.restart(500.0)
+    assert found.oldest_age_seconds(501.0) == 1.0
+    assert (found.take(501.0), found.take(501.0)) == ("a", None)
+    assert found.next_due_seconds(501.0) == FAR - 501.0
+
+
 def test_failures_in_a_row_wait_ever_longer_up_to_the_cap() -> None:
     found, now, waits = queue(cap_seconds=8.0), 0.0, []
     found.add("a", now)
