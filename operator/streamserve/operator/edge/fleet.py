@@ -9,7 +9,9 @@
               fallen back to plain decoding
     drains    see `drains.py`
 
-An echo stays until its pod goes or says otherwise: silence is no news. Only a leader asks or writes.
+An echo stays until its pod goes or says otherwise: silence is no news. Only a leader writes, and only a leader asks for
+echoes; a drain that was begun is asked for to its end, whoever leads. What another leader may have overtaken is not
+written again: in each term of the fence a pair is decided anew before anything of it is written.
 """
 
 from __future__ import annotations
@@ -89,6 +91,7 @@ class ProcessFleet:
         self._lanes: Mapping[Key, dict[str, LaneReport]] | None = None
         self._unwritten: set[Key] = set()
         self._to_write = asyncio.Event()
+        self._term = fence.term
         self._tasks = Tasks("fleet")
         self._turns = asyncio.Semaphore(_ASKED_AT_ONCE)
         self._away = ""
@@ -145,6 +148,7 @@ class ProcessFleet:
     # The configuration, written
 
     def _want(self, key: Key, pair: _Pair, config: RuntimeConfig) -> None:
+        self._begin_term()
         order = (config.id.uid, *config.id.order)
         pair.wanted = config.id
         if pair.order[0] == order[0] and order <= pair.order:
@@ -164,6 +168,7 @@ class ProcessFleet:
             self._to_write.clear()
             if not self._fence.is_up:
                 continue
+            self._begin_term()
             try:
                 await self._write(link)
                 if self._clock() - checked >= CHECK_SECONDS:
@@ -176,8 +181,18 @@ class ProcessFleet:
             except NotLeader:
                 continue
 
+    def _begin_term(self) -> None:
+        if self._term == self._fence.term:
+            return
+        self._term = self._fence.term
+        self._unwritten.clear()
+        for pair in self._pairs.values():
+            pair.data, pair.order = b"", _Pair().order
+
     async def _write(self, link: RedisLink) -> None:
         some = {key: pair for key in self._unwritten if (pair := self._pairs.get(key)) is not None and pair.data}
+        if not some:
+            return
         await link.write({key: pair.data for key, pair in some.items()})
         self._is_back()
         for key, pair in some.items():

@@ -10,6 +10,7 @@ most CHUNK keys. Every method raises one of AWAY when Redis does not answer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,15 +45,22 @@ class RedisLink:
         await self._client.aclose()
 
     async def write(self, configs: Mapping[Key, bytes]) -> None:
-        """Raises NotLeader."""
+        """Raises NotLeader, also where the fence falls while Redis has not answered."""
         for some in _chunks(list(configs.items())):
             pipe = self._client.pipeline(transaction=False)
             for key, data in some:
                 space = Keyspace(*key)
                 pipe.set(space.config, data, ex=keys.CONFIG_TTL_SECONDS)
                 pipe.publish(space.config_channel, data)
+            # Connecting may take long, so it comes before the look at the fence.
+            await self._client.ping()
             self._fence.check()
-            await pipe.execute()
+            try:
+                async with asyncio.timeout(self._fence.left_seconds):
+                    await pipe.execute()
+            except TimeoutError:
+                self._fence.check()
+                raise
 
     async def missing(self, wanted: Sequence[Key]) -> list[Key]:
         """Those of which Redis holds no configuration, or one that expires within half its time."""

@@ -324,6 +324,24 @@ async def test_a_worker_that_falls_back_or_starts_anew_later_is_noticed(monkeypa
     await bench.fleet.close()
 
 
+async def test_what_an_earlier_term_wanted_is_not_written_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another leader may have written a higher step meanwhile; what is right now is decided anew first."""
+    monkeypatch.setattr("streamserve.operator.edge.fleet.CHECK_SECONDS", 0.01)
+    bench = Bench()
+    bench.fleet._link = None
+    bench.decide(2)
+    bench.fence.lower()
+    bench.fence.raise_until(bench.fence.now() + 3_600)
+    bench.fleet._link = bench.link  # type: ignore[assignment]
+    running = asyncio.create_task(bench.fleet.run())
+    await asyncio.sleep(0.1)
+    assert bench.link.written == {}
+    bench.decide(2)
+    await until(lambda: KEY in bench.link.written)
+    running.cancel()
+    await bench.fleet.close()
+
+
 async def test_a_configuration_is_written_when_redis_is_back_and_again_when_it_was_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
