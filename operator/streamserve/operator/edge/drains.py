@@ -68,8 +68,8 @@ class Drains:
                     self._finished.setdefault(key, set()).add(worker.uid)
                     self._ask(key)
                     return
-                if left is None:
-                    failures += 1
+                failures = failures + 1 if left is None else 0
+                if failures:
                     await asyncio.sleep(_RETRY_SECONDS)
             if failures:
                 _log.warning("pod %s/%s does not answer Drain", key[0], worker.pod)
@@ -77,11 +77,13 @@ class Drains:
             del self._running[key, worker.uid]
 
     async def _after_its_prefills(self, key: Key, worker: Worker) -> None:
-        while waits := [
+        """Of those that drain now, once: one that does not answer is asked again and again, and is not waited for."""
+        waits = [
             self._running[key, other.uid]
             for other in self._marked.get(key, {}).values()
             if other.lane == worker.lane and other.role == "prefill" and (key, other.uid) in self._running
-        ]:
+        ]
+        if waits:
             await asyncio.wait(waits)
             await asyncio.sleep(HANDOVER_SECONDS)
 

@@ -31,6 +31,17 @@ from streamserve.runtime.errors import SetupError
 
 CHUNK_SIZE: Final = 500
 SERVER_TIMEOUT_SECONDS: Final = 600
+_FAILURES: Final = (
+    errors.APIError,
+    errors.APISessionClosed,
+    watching.WatchingError,
+    credentials.LoginError,
+    aiohttp.ClientError,
+    SetupError,
+    OSError,
+    TimeoutError,
+    ValueError,
+)
 _log = logs.get(__name__)
 
 
@@ -80,17 +91,19 @@ class Watch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            vault = _Vault({"login": self._login()})
-            auth.vault_var.set(vault)
             try:
-                await self._follow()
-            except (errors.APIError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                await self._log_in_and_follow()
+            except _FAILURES as error:
                 self._failed(error)
-            except (watching.WatchingError, credentials.LoginError, errors.APISessionClosed, SetupError) as error:
-                self._failed(error)
-            finally:
-                await vault.close()
             await asyncio.sleep(self._backoff.next())
+
+    async def _log_in_and_follow(self) -> None:
+        vault = _Vault({"login": self._login()})
+        auth.vault_var.set(vault)
+        try:
+            await self._follow()
+        finally:
+            await vault.close()
 
     async def _follow(self) -> None:
         settings = kopf.OperatorSettings()
