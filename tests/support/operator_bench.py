@@ -35,7 +35,7 @@ from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import LANES_TTL_MS, SIGNALS_TTL_MS, Keyspace
 from streamserve.contract.signals import Role, WorkerSignals
 from streamserve.operator import naming
-from streamserve.operator.edge.resources import BY_KIND, WATCHED
+from streamserve.operator.edge.resources import BY_KIND, LEASE, WATCHED
 
 Body = dict[str, Any]
 PAIR = "llama"
@@ -131,6 +131,11 @@ class OperatorBench:
 
     def until_leads(self, operator: Process) -> None:
         wait_until(lambda: self.leads(operator), seconds=30, what=f"{operator.name} leads", every_seconds=0.01)
+
+    def lease_holder(self) -> str:
+        """Whose the Lease is; empty for nobody's."""
+        (lease,) = self.call("GET", LEASE.path(self.namespace)).body["items"]
+        return str(lease["spec"].get("holderIdentity") or "")
 
     # Objects
 
