@@ -16,7 +16,7 @@ if [ ! -x "$home/redis-server" ]; then
         libatomic1 liblua5.1-0 lua-bitop lua-cjson libssl3 libsystemd0) 2> "$home/log" || { cat "$home/log" >&2; exit 1; }
     for package in "$home"/debs/*.deb; do dpkg-deb -x "$package" "$home/root"; done
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
-        "$home/root/usr/lib/x86_64-linux-gnu" "$home/root/usr/bin/redis-server" > "$home/redis-server"
+        "$(echo "$home"/root/usr/lib/*-linux-gnu)" "$home/root/usr/bin/redis-server" > "$home/redis-server"
     chmod +x "$home/redis-server"
 fi
 "$home/redis-server" --version >&2

@@ -164,8 +164,11 @@ async def test_the_whole_exchange_works_with_each_components_own_user(site: Site
             )
         assert await link.missing([("serving", "llama")]) == []
         reader.publish(SPACE.router_lanes("r-0"), b'{"lane-0": {"state": "READY"}}', 3_000)
-        await asyncio.sleep(0.2)
-        assert (await link.lanes())["serving", "llama"]["lane-0"].state == "READY"
+        end = time.monotonic() + 10
+        while not (lanes := await link.lanes()):
+            assert time.monotonic() < end, "the operator has the router's word"
+            await asyncio.sleep(0.02)
+        assert lanes["serving", "llama"]["lane-0"].state == "READY"
         assert WORKER in str(await link.signals([(("serving", "llama"), WORKER)]))
         for task in tasks:
             task.cancel()

@@ -161,6 +161,15 @@ def test_a_chart_of_another_version_replaces_no_pod_whose_image_stays(render: Re
         assert not {"app.kubernetes.io/version", "helm.sh/chart"} & labels.keys()
 
 
+@pytest.mark.parametrize("change", ["redis.embedded.maxMemoryMegabytes=300", "tls.enabled=false"])
+def test_redis_starts_anew_with_another_configuration(render: Render, change: str) -> None:
+    before, after = (
+        named(render("cluster", *more), "Deployment", "streamserve-redis")["spec"]["template"]["metadata"]
+        for more in ((), ("--set", change))
+    )
+    assert before != after
+
+
 def test_the_test_pod_reaches_what_it_asks_although_others_may_not(render: Render) -> None:
     manifests = render("everything")
     labels = named(manifests, "Pod", "ss-test")["metadata"]["labels"]
