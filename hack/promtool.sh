@@ -8,10 +8,10 @@ if found=$(command -v promtool); then
     echo "$found"
     exit 0
 fi
-if [ ! -x "$home/root/usr/bin/promtool" ]; then
+if [ ! -x "$home/unpacked/usr/bin/promtool" ]; then
     echo "promtool: fetching Debian's prometheus into .cache/prometheus" >&2
     rm -rf "$home" && mkdir -p "$home"
     (cd "$home" && apt-get -qq download prometheus) 2> "$home/log" || { cat "$home/log" >&2; exit 1; }
-    dpkg-deb -x "$home"/prometheus_*.deb "$home/root"
+    dpkg-deb -x "$home"/prometheus_*.deb "$home/unpacked"
 fi
-echo "$home/root/usr/bin/promtool"
+echo "$home/unpacked/usr/bin/promtool"

@@ -14,9 +14,9 @@ if [ ! -x "$home/redis-server" ]; then
     rm -rf "$home" && mkdir -p "$home/debs"
     (cd "$home/debs" && apt-get -qq download redis-server redis-tools libjemalloc2 liblzf1 \
         libatomic1 liblua5.1-0 lua-bitop lua-cjson libssl3 libsystemd0) 2> "$home/log" || { cat "$home/log" >&2; exit 1; }
-    for package in "$home"/debs/*.deb; do dpkg-deb -x "$package" "$home/root"; done
+    for package in "$home"/debs/*.deb; do dpkg-deb -x "$package" "$home/unpacked"; done
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
-        "$(echo "$home"/root/usr/lib/*-linux-gnu)" "$home/root/usr/bin/redis-server" > "$home/redis-server"
+        "$(echo "$home"/unpacked/usr/lib/*-linux-gnu)" "$home/unpacked/usr/bin/redis-server" > "$home/redis-server"
     chmod +x "$home/redis-server"
 fi
 "$home/redis-server" --version >&2
