@@ -18,7 +18,8 @@ import redis
 from tests.chart.conftest import ROOT, Manifest, Render, named
 from tests.support.processes import default_config, free_port, wait_until
 
-from streamserve.contract import runtime_config
+from streamserve.contract import goodput, runtime_config
+from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.operator.edge.fence import Fence
@@ -36,6 +37,7 @@ UID = "5f0c7a52-0000-4000-8000-000000000001"
 SPACE = Keyspace("serving", "llama")
 OTHER = Keyspace("elsewhere", "llama")
 WORKER = "lane-0-decode-0"
+MINUTE = GoodputMinute(minute=1, config=ConfigId(uid=UID, generation=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,11 @@ async def test_the_whole_exchange_works_with_each_components_own_user(site: Site
             assert time.monotonic() < end, "the operator has the router's word"
             await asyncio.sleep(0.02)
         assert lanes["serving", "llama"]["lane-0"].state == "READY"
+        reader.append(SPACE.router_goodput("r-0"), goodput.encode(MINUTE), keep=9, ttl_seconds=60)
+        while not (records := await link.goodput({("serving", "llama"): 9})):
+            assert time.monotonic() < end, "the operator has the router's record"
+            await asyncio.sleep(0.02)
+        assert records == {("serving", "llama"): {"r-0": [MINUTE]}}
         assert WORKER in str(await link.signals([(("serving", "llama"), WORKER)]))
         for task in tasks:
             task.cancel()
@@ -182,6 +189,8 @@ REFUSED: dict[str, tuple[str, Callable[[redis.Redis], Any]]] = {
     "a worker pushes a configuration": ("worker", lambda client: client.publish(SPACE.config_channel, "x")),
     "a worker reads what routers say": ("worker", lambda client: client.get(SPACE.router_lanes("r-0"))),
     "a worker writes for another namespace": ("worker", lambda client: client.set(OTHER.worker_signals("w"), "x")),
+    "a worker reads what ended in a minute": ("worker", lambda client: client.lrange(SPACE.router_goodput("r"), 0, -1)),
+    "a worker adds to it": ("worker", lambda client: client.rpush(SPACE.router_goodput("r"), "x")),
     "a router writes a worker's signals": ("router", lambda client: client.set(SPACE.worker_signals("w"), "x")),
     "a router writes the configuration": ("router", lambda client: client.set(SPACE.config, "x")),
     "a router reads another namespace": ("router", lambda client: client.get(OTHER.worker_signals("w"))),

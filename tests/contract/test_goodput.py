@@ -1,7 +1,7 @@
 """The record on which a canary is judged: read back as written, and garbage refused with a reason."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.contract import goodput
@@ -23,6 +23,55 @@ def record() -> GoodputMinute:
 
 def test_a_record_is_read_back_as_written() -> None:
     assert goodput.decode(goodput.encode(record())) == record()
+
+
+NAMES = st.text(min_size=1, max_size=32)
+ROWS = st.builds(
+    lambda lane, workload, within, more, tokens, seconds: LaneGoodput(
+        lane=lane,
+        workload=workload,
+        requests=within + more,
+        requests_within_slo=within,
+        tokens_within_slo=tokens,
+        engine_seconds=seconds,
+    ),
+    NAMES,
+    NAMES,
+    st.integers(0, 2**40),
+    st.integers(0, 2**40),
+    st.integers(0, 2**50),
+    st.floats(0, 1e9),
+)
+RECORDS = st.builds(
+    GoodputMinute,
+    minute=st.integers(0, 2**40),
+    config=st.builds(
+        ConfigId,
+        uid=st.text(min_size=1, max_size=64),
+        generation=st.integers(0, 2**63 - 1),
+        step=st.integers(0, 2**32 - 1),
+    ),
+    rows=st.lists(ROWS, max_size=8).map(tuple),
+)
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_any_record_is_read_back_as_written(made: GoodputMinute) -> None:
+    assert goodput.decode(goodput.encode(made)) == made
+
+
+@settings(deadline=None)
+@given(RECORDS, st.data())
+def test_a_record_that_lost_or_changed_a_byte_is_refused_or_read_and_nothing_else_is_raised(
+    made: GoodputMinute, data: st.DataObject
+) -> None:
+    wire = bytearray(goodput.encode(made))
+    wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        goodput.decode(bytes(wire[: data.draw(st.integers(0, len(wire)))]))
+    except GoodputError as error:
+        assert str(error)
 
 
 REFUSED = {

@@ -71,9 +71,9 @@ component sends. Call with (dict "component" "worker" "namespace" "llm"); namesp
 {{- $root := printf "ss:%s/*" .namespace -}}
 {{- $commands := "+@connection -@dangerous +get +set +subscribe +unsubscribe" -}}
 {{- if eq .component "operator" -}}
-~{{ $root }} &{{ $root }} {{ $commands }} +mget +ttl +scan +publish
+~{{ $root }} &{{ $root }} {{ $commands }} +mget +lrange +ttl +scan +publish
 {{- else if eq .component "router" -}}
-%R~{{ $root }}/worker/* %R~{{ $root }}/control/config ~{{ $root }}/router/* &{{ $root }}/control/config {{ $commands }} +mget +zrange
+%R~{{ $root }}/worker/* %R~{{ $root }}/control/config ~{{ $root }}/router/* &{{ $root }}/control/config {{ $commands }} +mget +zrange +rpush +ltrim +expire
 {{- else -}}
 ~{{ $root }}/worker/* %R~{{ $root }}/control/config &{{ $root }}/control/config {{ $commands }} +del +zadd +zrem +zremrangebyscore +pexpire +time
 {{- end -}}

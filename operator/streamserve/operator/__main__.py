@@ -64,6 +64,7 @@ class Operator:
             settings.site,
             clock=clock,
             utc_now=_utc_now,
+            term=lambda: fence.term,
         )
         self._elector = Elector(api, fence, settings.lease, healthy=self._working, rng=rng)
         self._listed = asyncio.Event()

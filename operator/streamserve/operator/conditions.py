@@ -5,7 +5,8 @@
     Progressing           True: something is under way; False: nothing is left to do, or it cannot go on (reason)
     PrefillReady          True: every wanted prefill pod of the current revision is ready
     DecodeReady           the same for decode
-    ConfigApplied         True: every serving process has echoed this generation's configuration
+    ConfigApplied         True: every serving process has echoed this generation's configuration, and no canary of it
+                          is held or has come back
     Degraded              True: somebody has to look; the message says at what
     SpeculationEffective  True: drafting is under way; False: it is off or has fallen back; Unknown: no word yet
 
@@ -223,10 +224,14 @@ def _config_applied(facts: Facts) -> Condition:
         for name in serving(facts.observed)
         if (echo := facts.observed.echoes.get(name)) is not None and echo.error
     ]
-    if of and applied == of:
+    canary = facts.desired.canary.not_applied
+    if of and applied == of and canary is None:
         return Condition("ConfigApplied", "True", "Applied", message)
     if refusing:
         return Condition("ConfigApplied", "False", "ConfigRefused", f"{'; '.join(refusing)}; {message}")
+    if canary is not None:
+        reason, said = canary
+        return Condition("ConfigApplied", "False", reason, f"{said}; {message}")
     return Condition("ConfigApplied", "False", "Applying" if of else "NobodyServes", message)
 
 

@@ -16,6 +16,8 @@ from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.operator import conditions, status
 from streamserve.operator.accept import Refused, accept
 from streamserve.operator.actions import Action
+from streamserve.operator.canary.law import Hold, Promote, RollBack
+from streamserve.operator.canary.memory import Memory
 from streamserve.operator.conditions import Condition, Facts
 from streamserve.operator.desired import desired
 from streamserve.operator.diff import diff
@@ -25,7 +27,8 @@ from streamserve.operator.site import Site
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """`status` is None where the stored one is right. `config` is what Redis shall hold, None to leave it alone.
+    """`status` is None where the stored one is right. `config` is what Redis shall hold, None to leave it alone;
+    `memory` the same with where its canary stands, as the ConfigMap shall hold it; `told` a verdict in words.
 
     `events` are the conditions that changed. `scalers`: the status of each StreamPairScaler that is not as
     it should be, by (kind, name). `again_seconds`: decide again after that long, whatever happens.
@@ -35,6 +38,8 @@ class Decision:
     status: dict[str, Any] | None = None
     events: tuple[Condition, ...] = ()
     config: RuntimeConfig | None = None
+    memory: Memory | None = None
+    told: str = ""
     scalers: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     again_seconds: float | None = None
 
@@ -50,18 +55,34 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
         found = conditions.refused(pair.message, generation)
         after, events = conditions.transitions(stored.get("conditions", ()), found, now)
         return Decision(status=_if_changed(stored, status.refused(stored, generation, after)), events=events)
-    wanted = desired(pair, site, observed)
+    wanted = desired(pair, site, observed, now)
     step = diff(wanted, observed, now)
     facts = Facts(wanted, observed, step)
     after, events = conditions.transitions(stored.get("conditions", ()), conditions.conditions(facts), now)
+    if pair.spec.paused:
+        return Decision(
+            status=_if_changed(stored, status.status(facts, after)),
+            events=events,
+            scalers=status.scalers_changed(wanted, observed, now),
+            again_seconds=step.rollout.again_seconds,
+        )
+    verdict = wanted.canary.verdict
     return Decision(
-        actions=() if pair.spec.paused else step.actions,
+        actions=step.actions,
         status=_if_changed(stored, status.status(facts, after)),
         events=events,
-        config=None if pair.spec.paused else wanted.config,
+        config=wanted.config,
+        memory=wanted.canary.memory,
+        told=verdict.detail if isinstance(verdict, Promote | RollBack) else "",
         scalers=status.scalers_changed(wanted, observed, now),
-        again_seconds=step.rollout.again_seconds,
+        again_seconds=_earliest(
+            step.rollout.again_seconds, verdict.again_seconds if isinstance(verdict, Hold) else None
+        ),
     )
+
+
+def _earliest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _if_changed(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any] | None:

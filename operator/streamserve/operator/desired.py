@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamserve.contract import launch
 from streamserve.contract.hot import runtime_config
 from streamserve.contract.lanes import Slot, Wanted
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.streampair import StreamPair
 from streamserve.operator import naming, scale
 from streamserve.operator.builders import accounts, config, disruption, router, scalers, services, worker_pods
+from streamserve.operator.canary import law
+from streamserve.operator.canary.memory import Holding, Memory, Settled
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Observed
 from streamserve.operator.scale import Replicas
@@ -26,30 +29,36 @@ READY_MARGIN_SECONDS = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """`seeds`: what an object gets at its creation and never again. `reluctant`: see `Wanted` below."""
+    """`seeds`: what an object gets at its creation and never again. `reluctant`: see `_lanes` below. `canary`: the
+    configuration that is wanted, and why it is that one and not the spec's."""
 
     pair: StreamPair
     site: Site
-    config: RuntimeConfig
+    canary: law.Outcome
     objects: tuple[Manifest, ...]
     replicas: Replicas
     wanted: Wanted
     reluctant: bool
     seeds: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
 
+    @property
+    def config(self) -> RuntimeConfig:
+        return self.canary.memory.config
+
     def pod(self, lane: int, slot: Slot) -> Manifest:
         return worker_pods.pod(self.pair, self.site, lane, slot, self.wanted.revision)
 
 
-def desired(pair: StreamPair, site: Site, observed: Observed) -> Desired:
-    """`pair` was accepted, so nothing here can fail."""
+def desired(pair: StreamPair, site: Site, observed: Observed, now: float) -> Desired:
+    """`pair` was accepted, so nothing here can fail. `now` in seconds since the epoch."""
     counts = scale.replicas(pair, _scaler_values(pair, observed), observed.running)
     outside = scale.external(pair)
-    made = runtime_config(pair, pair.metadata.uid, pair.metadata.generation)
+    wanted, reluctant = _lanes(pair, site, counts)
+    outcome = _speculation(pair, wanted, observed, now)
     objects = [
         accounts.account(pair, "worker"),
         accounts.account(pair, naming.ROUTER),
-        config.config_map(pair, made),
+        config.config_map(pair, outcome.memory),
         *(services.workers(pair, role) for role in naming.ROLES),
         services.router(pair),
         router.deployment(pair, site),
@@ -57,11 +66,10 @@ def desired(pair: StreamPair, site: Site, observed: Observed) -> Desired:
         disruption.router(pair),
         *(scalers.scaler(pair, role) for role in outside),
     ]
-    wanted, reluctant = _lanes(pair, site, counts)
     return Desired(
         pair=pair,
         site=site,
-        config=made,
+        canary=outcome,
         objects=tuple(objects),
         replicas=counts,
         wanted=wanted,
@@ -71,6 +79,26 @@ def desired(pair: StreamPair, site: Site, observed: Observed) -> Desired:
             for role in outside
         },
     )
+
+
+def _speculation(pair: StreamPair, wanted: Wanted, observed: Observed, now: float) -> law.Outcome:
+    """The law's. While a pair is paused nothing may be written, so nobody is judged and no hold begins."""
+    memory, uid = observed.memory, pair.metadata.uid
+    config = runtime_config(pair, uid, pair.metadata.generation)
+    if pair.spec.paused:
+        if memory is not None and memory.config.id.uid == uid and isinstance(memory.state, Holding):
+            said = "spec.paused is true: the canary lanes go on with what they try and are not judged"
+            return law.Outcome(law.Hold(said, law.AGAIN_SECONDS), memory)
+        return law.Outcome(law.ToAll(law.AllReason.NO_CANARY), Memory(config, Settled()))
+    asked = law.Wanted(
+        config=config,
+        rules=pair.spec.speculation.rollout,
+        lanes=tuple(launch.lane_name(lane) for lane in range(wanted.lanes)),
+        revision=wanted.revision,
+        max_depth=pair.spec.speculation.max_depth,
+    )
+    echoed = max(((echo.generation, echo.step) for echo in observed.echoes.values()), default=(-1, -1))
+    return law.decide(asked, memory, observed.goodput, now, echoed=echoed)
 
 
 def _lanes(pair: StreamPair, site: Site, counts: Replicas) -> tuple[Wanted, bool]:

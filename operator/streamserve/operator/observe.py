@@ -6,7 +6,8 @@
 
 What a pod's container says is read from its status alone, the last lines of one that died included. Times are seconds
 since the epoch. Beside the objects stand three facts that the API server does not know: each lane's state as routers
-publish it, what workers and routers echo of their configuration, and which draining pods have nothing left to do.
+publish it, what workers and routers echo of their configuration, and which draining pods have nothing left to do. Of
+a pair that holds a canary there are the routers' records as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Final
 from streamserve.contract.lanes import Slot
 from streamserve.contract.streampair import KIND
 from streamserve.operator import naming
-from streamserve.operator.builders import scalers, worker_pods
+from streamserve.operator.builders import parts, scalers, worker_pods
+from streamserve.operator.canary.evidence import Records
+from streamserve.operator.canary.memory import Memory, recall
 from streamserve.operator.naming import Manifest
 
 READY: Final = "READY"
@@ -117,7 +120,8 @@ class Echo:
 class Observed:
     """`lanes` is None while no router's word has arrived; `echoes` are by pod name: of every router, with
     generation 0 while it has not answered, and of the workers that have. `rejected`: writes that the API server refuses
-    for good, and its words."""
+    for good, and its words. `memory`: the configuration as it was last written, and where its canary stands. `goodput`
+    is None while the routers' records have not been read."""
 
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
@@ -126,6 +130,8 @@ class Observed:
     echoes: Mapping[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
     rejected: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    memory: Memory | None = None
+    goodput: Records | None = None
 
     @property
     def running(self) -> dict[str, int]:
@@ -150,8 +156,11 @@ def observe(
     echoes: Mapping[str, Echo] | None = None,
     drained: frozenset[str] = frozenset(),
     rejected: Mapping[tuple[str, str], str] | None = None,
+    goodput: Records | None = None,
+    written: Memory | None = None,
 ) -> Observed:
-    """`objects`: everything in the pair's namespace that carries its label or one of its names."""
+    """`objects`: everything in the pair's namespace that carries its label or one of its names. `written`: what this
+    process has written into the ConfigMap."""
     pods: list[Pod] = []
     children: dict[tuple[str, str], Child] = {}
     others: dict[tuple[str, str], Owner] = {}
@@ -175,7 +184,23 @@ def observe(
         echoes=dict(echoes or {}),
         drained=drained,
         rejected=dict(rejected or {}),
+        memory=_memory(children.get(("ConfigMap", naming.config_name(pair))), uid, written),
+        goodput=goodput,
     )
+
+
+def _memory(config_map: Child | None, uid: str, written: Memory | None) -> Memory | None:
+    """What the ConfigMap holds; what we wrote there where a hand has taken that away or put other words in its place.
+    A later one in the ConfigMap is another leader's."""
+    stored = None
+    if config_map is not None:
+        data = config_map.live.get("data") or {}
+        stored = recall(data.get(parts.CONFIG_FILE), config_map.live["metadata"].get("annotations") or {})
+    if written is None or written.config.id.uid != uid:
+        return stored
+    if stored is None or stored.config.id.uid != uid:
+        return written
+    return written if written.config.id.order >= stored.config.id.order else stored
 
 
 def owner_of(live: Manifest, pair: str, uid: str) -> Owner:

@@ -2,17 +2,20 @@
 
     goodput = output tokens of the requests within their SLO / engine-seconds of all requests
 
-`engine_seconds` is time of the decode engine, wasted work included: a step of d seconds with b requests in its batch
-costs each of them d/b, so the requests of a step add up to the step. Time while nothing runs is in no record: a lane
-that gets few requests is not for that a worse lane.
+`engine_seconds` is time in which the decode worker's engine has requests, wasted work included. Each moment of it is
+shared equally among the requests that the engine has then, queued ones included, so all of them together add up to the
+time in which it had any. The worker measures it (`engine_time.py`) and sends it in the last message of a stream. A
+request that ends without one (cancelled, out of time, moved elsewhere) has used the engine too: the worker adds its
+share to the next request of the same workload that ends whole. Time while nothing runs is in no record: a lane that
+gets few requests is not for that a worse lane.
 
 A record is of one whole minute by its router's clock. Both arms of a comparison stand in the same record, so a wrong
 clock shifts both alike. It names the configuration that was in force from the minute's beginning to its end; a minute
-in which it changed is not recorded. Requests that their client cancelled are in none.
+in which it changed is not recorded. It counts the requests that ended whole on a decode worker, begun and ended under
+that configuration by the router's and the worker's own word.
 
 The router is the one to write it, for it alone knows which request kept its SLO: the list `router/<id>/goodput`, the
-newest last, at most MINUTES. What it does not know yet is `engine_seconds`: the worker's scheduler does, and would
-send them in the last message of a decode stream. Neither side is built, so a StreamPair with canary lanes is refused.
+newest last, at most MINUTES. It does so only while a configuration names canary lanes: nobody else reads it.
 """
 
 from __future__ import annotations

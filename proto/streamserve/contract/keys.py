@@ -4,12 +4,14 @@
 
 So one pattern per component suffices in an ACL: a worker may write `ss:*/*/worker/*` of its own pair and nothing else,
 the control plane alone writes `control`, a router writes `router`. Every key expires when its owner stops renewing it,
-but for the configuration, which outlives its writer by CONFIG_TTL_SECONDS and is renewed while it runs.
+but for the configuration, which outlives its writer by CONFIG_TTL_SECONDS and is renewed while it runs, and for the
+records of goodput, which outlive a router that restarts.
 
     worker/index                     sorted set   worker id -> server time in ms when it last said hello
     worker/<id>/endpoint             JSON         who and where it is (WorkerEndpoint fields)
     worker/<id>/signals              bytes        packed WorkerSignals
     router/<id>/lanes                JSON         lane -> {state, reason, revision}
+    router/<id>/goodput              list         packed GoodputMinute, the newest last, while a canary is held
     control/config                   JSON         RuntimeConfig, the last one written; also the name of the push channel
 """
 
@@ -26,6 +28,7 @@ ENDPOINT_TTL_MS: Final = 5_000
 ENDPOINT_INTERVAL_SECONDS: Final = 1.0
 INDEX_TTL_MS: Final = 30_000
 LANES_TTL_MS: Final = 3_000
+GOODPUT_TTL_SECONDS: Final = 86_400
 CONFIG_TTL_SECONDS: Final = 86_400
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
@@ -59,6 +62,9 @@ class Keyspace:
 
     def router_lanes(self, router_id: str) -> str:
         return f"{self.root}/router/{router_id}/lanes"
+
+    def router_goodput(self, router_id: str) -> str:
+        return f"{self.root}/router/{router_id}/goodput"
 
     @property
     def config(self) -> str:

@@ -15,6 +15,7 @@ from streamserve.router.fronts.checks import Checks, ModelLimits
 from streamserve.router.fronts.grpc import admin, server
 from streamserve.router.fronts.openai import app
 from streamserve.router.fronts.openai.server import HttpServer
+from streamserve.router.goodput import GoodputMeter
 from streamserve.router.metrics import RouterMetrics
 from streamserve.router.scheduler.dispatch import Dispatcher
 from streamserve.router.scheduler.orchestrator import Limits, Orchestrator
@@ -28,6 +29,7 @@ from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import admin_pb2_grpc
 
 _READINESS_SECONDS = 0.25
+_GOODPUT_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 _log = logs.get("streamserve.router")
 
@@ -42,6 +44,7 @@ class Router:
         self._tasks = Tasks("router")
         self._metrics = RouterMetrics()
         self._config = RuntimeConfig(id=ConfigId(uid=settings.pair_uid, generation=0))
+        self._goodput = GoodputMeter(self._config, clock=time.time)
         self._source = ConfigSource(
             settings.keyspace,
             settings.pair_uid,
@@ -69,6 +72,7 @@ class Router:
             clock=time.monotonic,
             tasks=self._tasks,
             metrics=self._metrics,
+            goodput=self._goodput,
             limits=Limits(stall_seconds=settings.stall_seconds, slow_consumer_seconds=settings.slow_consumer_seconds),
         )
         checks = Checks(config=self.config, limits=self._limits, clock=time.monotonic)
@@ -120,6 +124,7 @@ class Router:
         self._tasks.spawn("config", self._source.run())
         self._tasks.spawn("dispatch", self._dispatcher.run())
         self._tasks.spawn("readiness", self._follow_readiness())
+        self._tasks.spawn("goodput", self._publish_goodput())
         if self._settings.ready_file is not None:
             process.write_atomic(self._settings.ready_file, json.dumps(addresses).encode())
         _log.info("router is up", extra=addresses)
@@ -156,7 +161,14 @@ class Router:
 
     async def _apply(self, config: RuntimeConfig) -> None:
         self._config = config
+        self._goodput.applied(config)
         self._dispatcher.pump()
+
+    async def _publish_goodput(self) -> None:
+        while True:
+            await asyncio.sleep(_GOODPUT_SECONDS)
+            for minute in self._goodput.take():
+                self._fleet.record(minute)
 
     async def _follow_readiness(self) -> None:
         serving = False

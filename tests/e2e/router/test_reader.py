@@ -142,6 +142,21 @@ async def test_what_the_router_publishes_is_there_and_expires(tmp_path: Path) ->
             assert 0 < await redis.command("PTTL", "ss:x") <= 3_000
 
 
+async def test_records_are_appended_in_order_the_newest_stay_and_redis_away_loses_none(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as redis:
+        async with reading(redis.url) as (reader, _):
+            await until(lambda: reader.connected)
+            redis.kill()
+            await until(lambda: not reader.connected)
+            for number in range(5):
+                reader.append("ss:x", b"%d" % number, keep=3, ttl_seconds=60)
+            redis.start()
+            await until(lambda: reader.connected)
+            await until(lambda: not reader._records)
+            assert await redis.command("LRANGE", "ss:x", 0, -1) == [b"2", b"3", b"4"]
+            assert 0 < await redis.command("TTL", "ss:x") <= 60
+
+
 async def test_nobody_listening_is_redis_down(tmp_path: Path) -> None:
     with pytest.raises(RedisDown, match="cannot connect"):
         await RedisConnection.open(parse_url("redis://127.0.0.1:1"), timeout_seconds=1.0)

@@ -7,15 +7,19 @@ second of the world pass, and `random` decides how far each pod gets in it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from streamserve.contract import runtime_config
+from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
+from streamserve.operator.canary.memory import Memory
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.observe import Echo, LaneReport, Observed, Pod, observe
 from streamserve.operator.site import Site
@@ -38,6 +42,9 @@ class Cluster:
         self.now = 1_800_000_000.0
         self.random, self.lazy = Random(seed), lazy
         self.reports: dict[str, LaneReport] | None = {}
+        self.config: runtime_config.RuntimeConfig | None = None
+        self.written: Memory | None = None
+        self.goodput: dict[str, list[GoodputMinute]] | None = {}
         self.checks: list[Callable[[Cluster, Action], None]] = []
         self._uids = 0
 
@@ -45,15 +52,27 @@ class Cluster:
 
     def observe(self) -> Observed:
         metadata = self.body["metadata"]
-        echoes = {pod.name: Echo(metadata["generation"]) for pod in self.pods if pod.container_ready}
+        self._listen()
+        echo = Echo(0) if self.config is None else Echo(*self.config.id.order)
+        echoes = {pod.name: echo for pod in self.pods if pod.container_ready}
         return observe(
             metadata["name"],
             metadata["uid"],
             self.objects.values(),
             lanes=self.reports,
-            echoes={**echoes, "router-1": Echo(metadata["generation"])},
+            echoes={**echoes, "router-1": echo},
             drained=frozenset(self.drained),
+            goodput=self.goodput,
+            written=self.written,
         )
+
+    def _listen(self) -> None:
+        """Every process takes what the ConfigMap holds, at once, and keeps what it has where it cannot."""
+        live = self.objects.get(("ConfigMap", naming.config_name(self.body["metadata"]["name"])))
+        with contextlib.suppress(runtime_config.ConfigError, KeyError):
+            found = None if live is None else runtime_config.decode(live["data"]["config.json"])
+            if found is not None and found.id.supersedes(self.config.id if self.config else None):
+                self.config = found
 
     def decide(self) -> Decision:
         return decide(self.body, self.site, self.observe(), self.now)
@@ -67,6 +86,7 @@ class Cluster:
             for check in self.checks:
                 check(self, action)
             assert self.objects.get((action.kind, action.name)) != before, f"{action} changed nothing"
+        self.written = None if crash_after is not None else decision.memory
         if crash_after is None and decision.status is not None:
             self.body["status"] = decision.status
         return len(decision.actions[:crash_after])
@@ -100,7 +120,9 @@ class Cluster:
             return
         if key[0] == "Pod":
             assert without_image(made["spec"]) == without_image(old["spec"]), f"the spec of {key[1]} is immutable"
-        notes = {**old["metadata"].get("annotations", {}), **made["metadata"].get("annotations", {})}
+        made_notes = made["metadata"].get("annotations", {})
+        others = {} if key[0] == "ConfigMap" else old["metadata"].get("annotations", {})
+        notes = {**others, **made_notes}
         kept = {field: old["metadata"][field] for field in ("uid", "creationTimestamp")}
         made["metadata"] |= kept | ({"annotations": notes} if notes else {})
         if "replicas" in old.get("spec", {}) and key[0] == "StreamPairScaler":

@@ -55,7 +55,7 @@ def wanted(request: pytest.FixtureRequest, read_pair: Callable[[Path], dict[str,
     assert isinstance(pair, StreamPair), pair
     named = {"tls": True, "tls_peer_name": "pod.streamserve"}
     secured: dict[str, Any] = named if request.param in WITH_TLS else {}
-    return desired(pair, dataclasses.replace(site, **secured), Observed())
+    return desired(pair, dataclasses.replace(site, **secured), Observed(), 0.0)
 
 
 def test_the_objects_are_those_of_the_golden_file(wanted: Desired, request: pytest.FixtureRequest) -> None:

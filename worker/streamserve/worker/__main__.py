@@ -37,6 +37,7 @@ from streamserve.runtime.tasks import Tasks
 from streamserve.worker import grpc_front, options, wire
 from streamserve.worker.acks import Acks
 from streamserve.worker.drain import Drain
+from streamserve.worker.engine_time import EngineTime
 from streamserve.worker.flights import Flights
 from streamserve.worker.grpc_front import Serving, WorkerFront
 from streamserve.worker.monitor.board import SignalBoard
@@ -185,6 +186,7 @@ class Worker:
             acks=self._acks,
             drain=drain,
             board=board,
+            engine_time=EngineTime(time.monotonic),
             workloads=self._workloads,
             metrics=self._metrics,
             reloader=reloader,

@@ -33,6 +33,7 @@ from streamserve.v1 import worker_pb2, worker_pb2_grpc
 from streamserve.worker import wire
 from streamserve.worker.acks import Acks
 from streamserve.worker.drain import Drain
+from streamserve.worker.engine_time import EngineTime, Share
 from streamserve.worker.flights import Flight, Flights, engine_id
 from streamserve.worker.monitor.board import SignalBoard
 from streamserve.worker.monitor.metrics import Metrics
@@ -59,6 +60,7 @@ class Serving:
     acks: Acks
     drain: Drain
     board: SignalBoard
+    engine_time: EngineTime
     workloads: Workloads
     metrics: Metrics
     reloader: Reloader
@@ -187,7 +189,8 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         chunks = serving.engine.generate(
             job, kv_handle=request.kv_handle, cached_prompt_tokens=request.cached_prompt_tokens
         )
-        pump = self._pumps.spawn(flight.engine_id, self._pump(chunks, buffer))
+        share = serving.engine_time.enter(job.workload)
+        pump = self._pumps.spawn(flight.engine_id, self._pump(chunks, buffer, share.end))
         began = time.monotonic()
         try:
             first = True
@@ -196,7 +199,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
                 if first:
                     serving.metrics.first_chunk(time.monotonic() - began)
                     first = False
-                await self._send(serving, context, request, flight, chunk)
+                await self._send(serving, context, request, flight, share, chunk)
                 if chunk.outcome is not None:
                     self._finished(serving, job, chunk.outcome)
                     return
@@ -204,6 +207,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
             pump.cancel()
             # The id is free again only when the engine has let go of it.
             await asyncio.wait((pump,), timeout=_ABORT_SECONDS)
+            share.close()
             self._land(serving, flight)
             serving.metrics.merged(buffer.merged)
 
@@ -213,11 +217,13 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         context: Any,
         request: worker_pb2.DecodeRequest,
         flight: Flight,
+        share: Share,
         chunk: Chunk,
     ) -> None:
         message = wire.decode_response(chunk)
         if chunk.outcome is not None:
             message.load.CopyFrom(self._report(serving, flight))
+            message.load.engine_seconds = share.told()
         elif self._pacing.due(request.dispatch.router_id, time.monotonic()):
             message.load.signals = serving.board.fresh()
         try:
@@ -232,11 +238,16 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
             ) from None
         serving.metrics.sent(len(chunk.token_ids))
 
-    async def _pump(self, chunks: AsyncIterator[Chunk], buffer: ChunkBuffer) -> None:
-        """Engine to buffer. Ending it, by whatever way, closes the iterator, which aborts the engine's request."""
+    async def _pump(
+        self, chunks: AsyncIterator[Chunk], buffer: ChunkBuffer, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """Engine to buffer. Ending it, by whatever way, closes the iterator, which aborts the engine's request.
+        `ended`: called when the engine has done its part, however long the client takes to read it."""
         try:
             async with contextlib.aclosing(chunks) as source:  # type: ignore[type-var]
                 async for chunk in source:
+                    if chunk.outcome is not None:
+                        ended()
                     await buffer.put(chunk)
             buffer.fail(InternalError("the engine ended the stream without an outcome"))
         except StreamServeError as error:

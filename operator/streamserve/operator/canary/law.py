@@ -9,7 +9,8 @@
     the same question, held now             judged, see below
     any other                               canary lanes try it; with fewer than two lanes, to all at once
 
-    judged   roll back  CanaryWorse         holdSeconds and minRequests are met, and the upper 95 % bound of the ratio
+    judged   hold on                        the routers' records have not been read yet
+             roll back  CanaryWorse         holdSeconds and minRequests are met, and the upper 95 % bound of the ratio
                                             of goodputs is below rollbackBelowPercent
              promote                        the same two, and the lower bound is not below it
              roll back  CanaryInconclusive  10 holdSeconds are over, or no lane is left on one of the sides
@@ -50,8 +51,10 @@ from streamserve.operator.canary.memory import (
     question,
 )
 
+HOLDING: Final = "CanaryHolding"
 MAX_HOLDS: Final = LOOKS
 AGAIN_SECONDS: Final = 60.0
+UNREAD_SECONDS: Final = 5.0
 ARRIVAL_SECONDS: Final = 5.0
 
 
@@ -128,7 +131,7 @@ class Outcome:
         """(reason, message) of ConfigApplied where the canary keeps it False."""
         match self.verdict:
             case Hold(detail):
-                return "CanaryHolding", detail
+                return HOLDING, detail
             case RollBack(reason, detail) | StayBack(reason, detail):
                 return reason.value, detail
             case _:
@@ -136,10 +139,10 @@ class Outcome:
 
 
 def decide(
-    wanted: Wanted, memory: Memory | None, records: Records, now: float, *, echoed: tuple[int, int] = (-1, -1)
+    wanted: Wanted, memory: Memory | None, records: Records | None, now: float, *, echoed: tuple[int, int] = (-1, -1)
 ) -> Outcome:
-    """`now` in seconds since the epoch. `echoed`: the highest (generation, step) that any process of the pair has
-    applied, which a memory that was lost must not fall behind."""
+    """`now` in seconds since the epoch. `records` None: they have not been read. `echoed`: the highest (generation,
+    step) that any process of the pair has applied, which a memory that was lost must not fall behind."""
     target, rules = wanted.config.speculation, wanted.rules
     if memory is None or memory.config.id.uid != wanted.config.id.uid:
         return _to_all(wanted, None, AllReason.FIRST, echoed)
@@ -186,7 +189,7 @@ def _judge(
     control: SpeculationConfig,
     memory: Memory,
     state: Holding,
-    records: Records,
+    records: Records | None,
     now: float,
     echoed: tuple[int, int],
 ) -> Outcome:
@@ -196,12 +199,16 @@ def _judge(
     rules, elapsed = wanted.rules, max(0.0, now - state.since_seconds)
     look = min(MAX_HOLDS, int(elapsed // max(1, rules.hold_seconds)))
     looked_at = state.since_seconds + look * rules.hold_seconds - ARRIVAL_SECONDS
-    known = minutes(records, wanted.config.id.uid, state.first, canary.lanes)
+    known = minutes(records or {}, wanted.config.id.uid, state.first, canary.lanes)
     found = compare([minute for minute in known if look == 0 or minute.ends_seconds <= looked_at], look)
     said = _progress(wanted, canary.lanes, elapsed, found)
     if not set(wanted.lanes) & set(canary.lanes) or not set(wanted.lanes) - set(canary.lanes):
         why = f"no lane is left to compare with: {said}"
         return _back(wanted, control, memory, state, RollBackReason.INCONCLUSIVE, why, found, echoed)
+    if records is None:
+        config = _with(wanted, control, canary)
+        unread = f"{said}; the routers' records have not been read yet"
+        return Outcome(Hold(unread, UNREAD_SECONDS), _numbered(config, memory, state, echoed), found)
     # Before the first look nothing is bounded, so holdSeconds is met by whatever passes here.
     if found.requests >= rules.min_requests:
         if found.high * 100 < rules.rollback_below_percent:
@@ -263,7 +270,9 @@ def _again(rules: Rollout, elapsed: float) -> float:
 def _progress(wanted: Wanted, canaries: tuple[str, ...], elapsed: float, found: Comparison) -> str:
     """In words, for the condition: what is tried, what is known, what is missing."""
     rules = wanted.rules
-    tried = f"{', '.join(canaries)} {'tries' if len(canaries) == 1 else 'try'} the new speculation for {elapsed:.0f} s"
+    # Whole minutes, or every reconcile of a hold would have something new to write.
+    since = int(elapsed // AGAIN_SECONDS * AGAIN_SECONDS)
+    tried = f"{', '.join(canaries)} {'tries' if len(canaries) == 1 else 'try'} the new speculation for {since} s"
     if found.bounded:
         known = (
             f"goodput is {found.ratio:.1%} of the other lanes', 95 % bounds {found.low:.1%} and {found.high:.1%}, "

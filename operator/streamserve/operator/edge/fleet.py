@@ -8,6 +8,7 @@
               Of pairs that have, the signals are read every REFRESH_SECONDS: a worker may have started anew, or have
               fallen back to plain decoding
     drains    see `drains.py`
+    goodput   of a pair that holds a canary, see `evidence.py`
 
 An echo stays until its pod goes or says otherwise: silence is no news. Only a leader writes, and only a leader asks for
 echoes; a drain that was begun is asked for to its end, whoever leads. What another leader may have overtaken is not
@@ -27,8 +28,10 @@ from streamserve.contract import runtime_config
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags, WorkerSignals
+from streamserve.operator.canary.memory import Holding
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge.drains import Drains
+from streamserve.operator.edge.evidence import Evidence
 from streamserve.operator.edge.fence import Fence, NotLeader
 from streamserve.operator.edge.members import Members, Worker, members
 from streamserve.operator.edge.metrics import OperatorMetrics
@@ -87,6 +90,7 @@ class ProcessFleet:
         self._rng = rng
         self._clock = clock
         self._drains = Drains(self._peers, ask)
+        self._evidence = Evidence(fence, ask=ask, clock=clock)
         self._pairs: dict[Key, _Pair] = {}
         self._lanes: Mapping[Key, dict[str, LaneReport]] | None = None
         self._unwritten: set[Key] = set()
@@ -99,7 +103,8 @@ class ProcessFleet:
     def heard(self, key: Key) -> Heard:
         pair = self._pairs.get(key)
         lanes = None if self._lanes is None else self._lanes.get(key)
-        return Heard(lanes, dict(pair.echoes) if pair else {}, self._drains.finished(key))
+        echoes = dict(pair.echoes) if pair else {}
+        return Heard(lanes, echoes, self._drains.finished(key), self._evidence.known(key))
 
     def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
         body = self._store.pair(key)
@@ -118,6 +123,8 @@ class ProcessFleet:
             pair.data, pair.order = b"", _Pair().order
         elif decision.config is not None:
             self._want(key, pair, decision.config)
+        held = decision.memory.state if decision.memory is not None else None
+        self._evidence.want(key, held.since_seconds if isinstance(held, Holding) else None)
         self._drains.want(key, pair.members, paused=paused)
         if not pair.asking and any(self._unsettled(pair)):
             pair.asking = True
@@ -128,6 +135,7 @@ class ProcessFleet:
     def forget(self, key: Key) -> None:
         self._pairs.pop(key, None)
         self._unwritten.discard(key)
+        self._evidence.want(key, None)
         self._drains.forget(key)
 
     async def run(self) -> None:
@@ -138,6 +146,7 @@ class ProcessFleet:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_lanes(self._link), name="lanes")
             group.create_task(self._keep_written(self._link), name="configurations")
+            group.create_task(self._evidence.run(self._link, away=self._is_away), name="evidence")
 
     async def close(self) -> None:
         await self._drains.stop()

@@ -5,7 +5,9 @@
 A run that wrote anything is followed by another at once, which sees what it made and finds nothing left to do.
 
 What is kept between two runs is only what a run found out at the API server and no watch shows: objects under our
-names that are not in the cache, and writes that were refused for good. Both are looked at again after a while.
+names that are not in the cache, and writes that were refused for good. Both are looked at again after a while. And the
+configuration that was written, for the case that a hand takes the ConfigMap away: in another term of the fence another
+leader may have written since, and it is not believed any more.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Final, Protocol
 
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply
+from streamserve.operator.canary import memory as canary
+from streamserve.operator.canary.evidence import Records
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried, Name
 from streamserve.operator.edge.status_writer import StatusWriter
@@ -24,7 +28,9 @@ from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Echo, LaneReport, Observed, observe
 from streamserve.operator.site import Site
+from streamserve.runtime import logs
 
+_log = logs.get(__name__)
 LOOK_AGAIN_SECONDS: Final = 10.0
 REFUSED_AGAIN_SECONDS: Final = 30.0
 _AT_ONCE_SECONDS: Final = 0.01
@@ -37,6 +43,7 @@ class Heard:
     lanes: dict[str, LaneReport] | None = None
     echoes: dict[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
+    goodput: Records | None = None
 
 
 class Fleet(Protocol):
@@ -62,6 +69,8 @@ class _Memory:
     found: dict[Name, Manifest] = field(default_factory=dict)
     looked_at: float = 0.0
     rejected: dict[Name, _Rejection] = field(default_factory=dict)
+    written: canary.Memory | None = None
+    term: int = 0
 
     def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
         """What need not be tried again yet: a new spec is always tried."""
@@ -83,6 +92,7 @@ class Reconciler:
         *,
         clock: Callable[[], float],
         utc_now: Callable[[], datetime],
+        term: Callable[[], int] = lambda: 0,
     ) -> None:
         self._store = store
         self._applier = applier
@@ -91,6 +101,7 @@ class Reconciler:
         self._site = site
         self._clock = clock
         self._utc_now = utc_now
+        self._term = term
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -101,6 +112,8 @@ class Reconciler:
             self._fleet.forget(key)
             return None
         memory = self._memories.setdefault(key, _Memory())
+        if memory.term != self._term():
+            memory.term, memory.written = self._term(), None
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
         observed = await self._gather(key, body, memory, now)
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
@@ -108,6 +121,7 @@ class Reconciler:
         to_do = [action for action in decision.actions if not _waits(action, skipped)]
         carried = await self._applier.carry_out(key[0], to_do, _names(observed))
         self._remember(memory, carried, skipped, decision, generation)
+        self._keep(key, memory, observed, decision)
         await self._say(body, observed, decision)
         self._fleet.decided(key, decision, observed)
         return _earliest(
@@ -139,6 +153,8 @@ class Reconciler:
             lanes=heard.lanes,
             echoes=heard.echoes,
             drained=heard.drained,
+            goodput=heard.goodput,
+            written=memory.written,
             rejected={name: said.message for name, said in memory.rejected.items()},
         )
 
@@ -153,6 +169,15 @@ class Reconciler:
         memory.rejected = {name: memory.rejected[name] for name in skipped if name in wanted}
         for name, message in carried.rejected.items():
             memory.rejected[name] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
+
+    def _keep(self, key: Key, memory: _Memory, observed: Observed, decision: Decision) -> None:
+        """What the ConfigMap holds now, where it is ours and took it."""
+        name = ("ConfigMap", naming.config_name(key[1]))
+        if decision.memory is None or name in observed.others or name in memory.rejected or name in memory.found:
+            return
+        if decision.memory != memory.written and decision.told:
+            _log.info("%s: %s", "/".join(key), decision.told)
+        memory.written = decision.memory
 
     async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> None:
         if decision.status is not None:

@@ -4,8 +4,9 @@ Written: each StreamPair's configuration, whole, as key and as push, at once whe
 forgotten it or where it would expire (`missing`). Only while the fence is up, and never an earlier (generation, step)
 of a uid than before: there is one writer.
 
-Read: every router's word on each lane, and the signals of the workers that are asked for. One round trip carries at
-most CHUNK keys. Every method raises one of AWAY when Redis does not answer.
+Read: every router's word on each lane, the signals of the workers that are asked for, and the routers' records of
+goodput. One round trip carries at most CHUNK keys, or LISTS lists. Every method raises one of AWAY when Redis does not
+answer.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from streamserve.contract import keys, signals
+from streamserve.contract import goodput, keys, signals
+from streamserve.contract.goodput import GoodputError, GoodputMinute
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.signals import SignalsError, WorkerSignals
 from streamserve.operator.edge.fence import Fence
@@ -29,7 +31,9 @@ from streamserve.operator.observe import LaneReport, lane_reports
 AWAY: Final = (RedisError, OSError, TimeoutError)
 CHUNK: Final = 500
 SOCKET_SECONDS: Final = 2.0
+LISTS: Final = 32
 _LANES_KEY: Final = re.compile(r"ss:([^/]+)/([^/]+)/router/[^/]+/lanes")
+_GOODPUT_KEY: Final = re.compile(r"ss:([^/]+)/([^/]+)/router/([^/]+)/goodput")
 T = TypeVar("T")
 
 
@@ -39,7 +43,7 @@ class RedisLink:
     def __init__(self, url: str, fence: Fence, namespaces: Sequence[str]) -> None:
         self._client = redis.from_url(url, socket_timeout=SOCKET_SECONDS, socket_connect_timeout=SOCKET_SECONDS)
         self._fence = fence
-        self._patterns = [f"ss:{namespace}/*/router/*/lanes" for namespace in namespaces or ("*",)]
+        self._roots = [f"ss:{namespace}/*/router/*" for namespace in namespaces or ("*",)]
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -75,11 +79,7 @@ class RedisLink:
 
     async def lanes(self) -> dict[Key, dict[str, LaneReport]]:
         """What routers say of each lane, of every StreamPair that has a router."""
-        names = [
-            name.decode()
-            for pattern in self._patterns
-            async for name in self._client.scan_iter(match=pattern, count=2 * CHUNK)
-        ]
+        names = await self._names("lanes")
         words: dict[Key, list[dict[str, LaneReport]]] = {}
         for name, value in zip(names, await self._values(names), strict=True):
             matched = _LANES_KEY.fullmatch(name)
@@ -95,6 +95,39 @@ class RedisLink:
             if value is not None and (decoded := signals_of(value)) is not None:
                 found[worker] = decoded
         return found
+
+    async def goodput(self, newest: Mapping[Key, int]) -> dict[Key, dict[str, list[GoodputMinute]]]:
+        """Of each of these pairs so many of the newest records, by router and in their order; what cannot be read is
+        left out."""
+        matched = [found for name in await self._names("goodput") if (found := _GOODPUT_KEY.fullmatch(name))]
+        asked = [found for found in matched if (found[1], found[2]) in newest]
+        records: dict[Key, dict[str, list[GoodputMinute]]] = {}
+        for some in _chunks(asked):
+            for found, values in zip(some, await self._lists(some, newest), strict=True):
+                decoded = [record for value in values if (record := record_of(value)) is not None]
+                records.setdefault((found[1], found[2]), {})[found[3]] = decoded
+        return records
+
+    async def _lists(self, asked: Sequence[re.Match[str]], newest: Mapping[Key, int]) -> list[list[bytes]]:
+        """Empty for a key that is no list: a hand has been there, and the other pairs need not suffer for it."""
+        lists: list[list[bytes]] = []
+        for some in _chunks(asked, LISTS):
+            pipe = self._client.pipeline(transaction=False)
+            for found in some:
+                pipe.lrange(found[0], -newest[found[1], found[2]], -1)
+            for reply in await pipe.execute(raise_on_error=False):
+                if isinstance(reply, BaseException) and not _is_wrong_type(reply):
+                    raise reply
+                lists.append(reply if isinstance(reply, list) else [])
+        return lists
+
+    async def _names(self, what: str) -> list[str]:
+        """The keys that routers write under this last part."""
+        return [
+            name.decode()
+            for root in self._roots
+            async for name in self._client.scan_iter(match=f"{root}/{what}", count=2 * CHUNK)
+        ]
 
     async def _values(self, names: Sequence[str]) -> list[bytes | None]:
         values: list[bytes | None] = []
@@ -114,6 +147,13 @@ def lanes_of(value: bytes) -> dict[str, LaneReport] | None:
     return {str(lane): _report(row) for lane, row in said.items() if isinstance(row, dict)}
 
 
+def record_of(value: bytes) -> GoodputMinute | None:
+    try:
+        return goodput.decode(value)
+    except GoodputError:
+        return None
+
+
 def signals_of(value: bytes) -> WorkerSignals | None:
     try:
         return signals.decode(value)
@@ -125,6 +165,10 @@ def _report(row: Mapping[str, Any]) -> LaneReport:
     return LaneReport(*(str(row.get(field) or "") for field in ("state", "reason", "revision")))
 
 
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), CHUNK):
-        yield items[start : start + CHUNK]
+def _is_wrong_type(error: BaseException) -> bool:
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+def _chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -27,6 +27,7 @@ CLUSTER_ONLY: tuple[fields.Path, ...] = (
     ("spec", "decode", "resources"),
     ("spec", "decode", "template"),
     ("spec", "placement"),
+    ("spec", "speculation", "rollout"),
     ("spec", "router", "replicas"),
     ("spec", "router", "template"),
     ("spec", "paused"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamserve.contract.streampair import rules_engine
 from streamserve.contract.streampair.enums import DepthPolicy, Method, RoutingPolicy
-from streamserve.contract.streampair.policies import Admission, Rollout, Router, Routing, Speculation
+from streamserve.contract.streampair.policies import Admission, Router, Routing, Speculation
 from streamserve.contract.streampair.resource import StreamPair
 from streamserve.contract.streampair.rule import Cel, Finding, Rule, here, literal
 
@@ -40,14 +40,6 @@ UNBUILT: tuple[Rule[Any], ...] = (
         message="{method} is not in this release: use None, DraftModel, Eagle, Eagle3, Mtp or Ngram",
         values=lambda spec: {"method": spec.method},
         cel=(Cel(f"!(self.method in {literal(UNBUILT_METHODS)})", {"method": "self.method"}, at=("method",)),),
-    ),
-    Rule[Rollout](
-        id="release-canary-lanes",
-        scope=("spec", "speculation", "rollout"),
-        at=here("canaryLanes"),
-        holds=lambda rollout: rollout.canary_lanes == 0,
-        message="canaries are not in this release: set 0, every lane takes a change at once",
-        cel=(Cel("self.canaryLanes == 0", at=("canaryLanes",)),),
     ),
     Rule[Routing](
         id="release-routing-policy",

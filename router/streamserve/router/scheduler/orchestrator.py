@@ -32,7 +32,8 @@ from streamserve.contract.errors import (
     StreamServeError,
     WorkerLost,
 )
-from streamserve.contract.runtime_config import RuntimeConfig
+from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
+from streamserve.router.goodput import Ended, GoodputMeter
 from streamserve.router.metrics import RouterMetrics
 from streamserve.router.scheduler import session as core
 from streamserve.router.scheduler.dispatch import Dispatcher, Placement
@@ -73,6 +74,7 @@ class Orchestrator:
         clock: Callable[[], float],
         tasks: Tasks,
         metrics: RouterMetrics,
+        goodput: GoodputMeter,
         limits: Limits | None = None,
         budget: RetryBudget | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class Orchestrator:
         self.clock = clock
         self.tasks = tasks
         self.metrics = metrics
+        self.goodput = goodput
         self.limits = limits or Limits()
         self.budget = budget or RetryBudget()
         self.idle = asyncio.Event()
@@ -119,7 +122,10 @@ class Orchestrator:
             self._running.discard(request.id)
             if not self._running:
                 self.idle.set()
-            self.metrics.finished(outcome, request.workload, run.timing())
+            timing = run.timing()
+            self.metrics.finished(outcome, request.workload, timing)
+            if outcome == "OK" and (ended := run.ended(timing)) is not None:
+                self.goodput.ended(ended)
             logs.request_id.reset(token)
 
     def abort_workers(self, request_id: str, attempt: int, workers: tuple[str, ...]) -> None:
@@ -167,6 +173,8 @@ class _Run:
         self._placed_at: float | None = None
         self._placed_from = request.arrival_seconds
         self._prediction: tuple[float, float | None] | None = None
+        self._placed_under: tuple[str, ConfigId] | None = None
+        self._last_load: worker_pb2.LoadReport | None = None
         self._watchdog = Watchdog(request.deadline_seconds)
 
     async def drive(self) -> None:
@@ -211,6 +219,22 @@ class _Run:
             tokens=tokens,
             chunks=self._chunks,
             sent_bytes=self._bytes,
+        )
+
+    def ended(self, timing: Timing) -> Ended | None:
+        """What counts for goodput; None for an answer that no decode worker has ended."""
+        if self._placed_under is None or self._last_load is None:
+            return None
+        lane, config = self._placed_under
+        return Ended(
+            lane=lane,
+            workload=self._request.workload,
+            config=config,
+            signals=self._last_load.signals,
+            engine_seconds=self._last_load.engine_seconds,
+            tokens=timing.tokens,
+            ttft_seconds=timing.ttft_seconds,
+            tpot_seconds=timing.tpot_seconds,
         )
 
     async def _guarded(self, action: core.Action) -> list[core.Action]:
@@ -296,6 +320,7 @@ class _Run:
         self._placements[action.attempt] = placement
         self._placed_at = self._owner.clock()
         chosen = placement.decision.chosen
+        self._placed_under = (chosen.lane, self._owner.config().id)
         self._prediction = (chosen.ttft_seconds, chosen.decode.tpot_seconds if chosen.decode else None)
         return core.Picked(
             action.attempt,
@@ -406,6 +431,9 @@ class _Run:
         message, raw = chunk.message, chunk.raw
         if message.HasField("load"):
             self._owner.fleet.on_load_report(worker, message.load.signals)
+            if message.finish_reason:
+                self._last_load = worker_pb2.LoadReport()
+                self._last_load.CopyFrom(message.load)
             message.ClearField("load")
             raw = message.SerializeToString()
         event = core.Chunk(

@@ -20,8 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from streamserve.contract import goodput
 from streamserve.contract.errors import InternalError, StreamServeError, TransferFailed, WorkerLost
-from streamserve.contract.keys import LANES_TTL_MS, Keyspace
+from streamserve.contract.goodput import GoodputMinute
+from streamserve.contract.keys import GOODPUT_TTL_SECONDS, LANES_TTL_MS, Keyspace
 from streamserve.router.flowguard.explain import age_ms
 from streamserve.router.flowguard.view import FleetView, LaneState
 from streamserve.router.signals import breaker, fleet_file
@@ -212,6 +214,12 @@ class Fleet:
         if offer is Offer.NEW_BOOT or flags != flags_before:
             self._gates.stale = True
         self._change()
+
+    def record(self, minute: GoodputMinute) -> None:
+        """Publish what ended in a minute, for whoever judges a canary."""
+        if self._reader is not None:
+            key = self._settings.keyspace.router_goodput(f"{self._settings.router_id:08x}")
+            self._reader.append(key, goodput.encode(minute), keep=goodput.MINUTES, ttl_seconds=GOODPUT_TTL_SECONDS)
 
     def on_result(self, worker_id: str, error: StreamServeError | None) -> None:
         """How a request ended on a worker, as far as the worker is to blame or to praise."""

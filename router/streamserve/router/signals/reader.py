@@ -8,6 +8,8 @@ What this router publishes goes out on the same connection, with the next read.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
@@ -30,6 +32,7 @@ READ_INTERVAL_SECONDS: Final = 0.03
 REGISTRY_INTERVAL_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 1.0
 MAX_WORKERS: Final = 2_000
+MAX_WAITING_RECORDS: Final = 60
 _log = logs.get(__name__)
 
 
@@ -58,10 +61,18 @@ class SignalReader:
         self._clock = clock
         self._backoff = Backoff(0.05, 2.0, rng)
         self._outbox: dict[str, tuple[bytes, int]] = {}
+        self._records: deque[tuple[Command, ...]] = deque(maxlen=MAX_WAITING_RECORDS)
 
     def publish(self, key: str, value: bytes, ttl_ms: int) -> None:
         """Set `key` with the next read; a newer value for the same key replaces one that waits."""
         self._outbox[key] = (value, ttl_ms)
+
+    def append(self, key: str, value: bytes, *, keep: int, ttl_seconds: int) -> None:
+        """Add to the list `key`, of which the newest `keep` stay, with the next read. What Redis has not confirmed
+        is sent again, so it may arrive twice; of what waits while Redis is away the oldest is given up."""
+        self._records.append(
+            (("RPUSH", key, value), ("LTRIM", key, -keep, -1), ("EXPIRE", key, ttl_seconds)),
+        )
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -103,11 +114,16 @@ class SignalReader:
         ids = list(self._worker_ids())[:MAX_WORKERS]
         outbox, self._outbox = self._outbox, {}
         commands: list[Command] = [("SET", key, value, "PX", ttl_ms) for key, (value, ttl_ms) in outbox.items()]
+        records = list(self._records)
+        commands += itertools.chain.from_iterable(records)
         if ids:
             commands.append(("MGET", *(self._keys.worker_signals(worker_id) for worker_id in ids)))
         if not commands:
             return
         replies: list[Any] = await connection.pipeline(commands, timeout_seconds=TIMEOUT_SECONDS)
+        for record in records:
+            if self._records and self._records[0] is record:
+                self._records.popleft()
         if ids:
             for worker_id, raw in zip(ids, as_bytes_list(replies[-1]), strict=True):
                 if raw is not None:

@@ -59,7 +59,7 @@ def where(outcome: Outcome) -> str:
 class Case:
     wanted: Wanted = field(default_factory=wanted)
     memory: Memory | None = field(default_factory=held)
-    records: Records = field(default_factory=dict)
+    records: Records | None = field(default_factory=dict)
     after: float = 0.0
     verdict: type[Verdict] | Verdict
     where: str
@@ -127,6 +127,12 @@ CASES = {
     ),
     "evidence that decides is heard even when the operator was away past ten holds": Case(
         records=traffic(1.0), after=9_999, verdict=Promote, where="2.1 new"
+    ),
+    "before its records were read nobody is judged, however long ago ten holds were over": Case(
+        records=None, after=99_999, verdict=Hold, where="2.0 old, lane-0 new", says="have not been read yet"
+    ),
+    "policy Off does not wait for records": Case(
+        wanted=wanted(OFF, 3), records=None, after=1, verdict=ToAll(AllReason.KILL_SWITCH), where="3.0 off"
     ),
     "records of the generation before the hold are not evidence": Case(
         records=traffic(1.0, generation=1), after=720, verdict=Hold, where="2.0 old, lane-0 new", says="0 requests"

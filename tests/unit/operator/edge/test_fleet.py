@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisAway
 
+from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.operator import naming
+from streamserve.operator.canary.memory import Holding, Memory, Settled
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge import drains
 from streamserve.operator.edge.drains import Drains
@@ -195,6 +197,9 @@ async def test_lanes_do_not_wait_for_each_other_and_pods_without_a_mark_are_not_
     assert (peers.asked, found) == (["decode-1:50051"], {"decode-1"})
 
 
+RECORD = GoodputMinute(minute=1, config=ConfigId(uid=UID, generation=2))
+
+
 class Link:
     """Redis as the fleet uses it. `away` makes every exchange fail."""
 
@@ -219,6 +224,10 @@ class Link:
     async def signals(self, workers: Sequence[tuple[Key, str]]) -> dict[tuple[Key, str], WorkerSignals]:
         self._up()
         return {each: self.published[each] for each in workers if each in self.published}
+
+    async def goodput(self, newest: dict[Key, int]) -> dict[Key, dict[str, list[GoodputMinute]]]:
+        self._up()
+        return {key: {"a": [RECORD]} for key in newest}
 
     async def close(self) -> None:
         pass
@@ -402,5 +411,25 @@ async def test_lanes_are_unknown_while_redis_is_away_and_a_pair_is_looked_at_whe
     assert KEY in bench.asked
     bench.link.away = True
     await until(lambda: bench.fleet.heard(KEY).lanes is None)
+    running.cancel()
+    await bench.fleet.close()
+
+
+async def test_the_routers_records_are_heard_while_a_canary_is_held_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamserve.operator.edge.evidence.READ_SECONDS", 0.01)
+    bench = Bench()
+    running = asyncio.create_task(bench.fleet.run())
+    bench.decide(2)
+    config = RuntimeConfig(id=ConfigId(uid=UID, generation=2))
+    held = Decision(config=config, memory=Memory(config, Holding("q", 1_800_000_000.0, (2, 0))))
+    bench.fleet.decided(KEY, held, observe("llama", UID, bench.pods))
+    assert bench.fleet.heard(KEY).goodput is None
+    await until(lambda: bench.fleet.heard(KEY).goodput == {"a": (RECORD,)})
+    settled = Decision(config=config, memory=Memory(config, Settled()))
+    bench.fleet.decided(KEY, settled, observe("llama", UID, bench.pods))
+    await asyncio.sleep(0.05)
+    assert bench.fleet.heard(KEY).goodput is None
     running.cancel()
     await bench.fleet.close()

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from tests.support.processes import RedisServer
 
-from streamserve.contract import keys, signals
+from streamserve.contract import goodput, keys, signals
+from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.runtime_config import ConfigId
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.operator.edge.fence import Fence, NotLeader
 from streamserve.operator.edge.peers import Peers
@@ -163,6 +165,26 @@ async def test_signals_are_those_of_the_workers_that_publish_readable_ones(
         client.set(space.worker_signals("lane-1-decode-0"), b"noise")
     asked = [(KEY, ID), (KEY, "lane-1-decode-0"), (KEY, "lane-2-decode-0")]
     assert await link.signals(asked) == {(KEY, ID): SIGNALS}
+
+
+def minute(number: int) -> GoodputMinute:
+    return GoodputMinute(minute=number, config=ConfigId(uid=UID, generation=1))
+
+
+async def test_the_newest_records_of_each_router_are_read_in_order_and_garbage_is_left_out(
+    link: RedisLink, redis_server: RedisServer
+) -> None:
+    space, other = Keyspace(*KEY), Keyspace("llm", "other")
+    with redis_server.client() as client:
+        for number in range(1, 6):
+            client.rpush(space.router_goodput("a"), goodput.encode(minute(number)))
+        client.rpush(space.router_goodput("a"), b"noise", goodput.encode(minute(6)))
+        client.rpush(space.router_goodput("b"), goodput.encode(minute(6)))
+        client.set(space.router_goodput("c"), b"no list")
+        client.rpush(other.router_goodput("a"), goodput.encode(minute(7)))
+        client.set(space.router_lanes("a"), b"{}")
+    assert await link.goodput({KEY: 4}) == {KEY: {"a": [minute(4), minute(5), minute(6)], "b": [minute(6)], "c": []}}
+    assert await link.goodput({("llm", "nobody"): 4}) == {}
 
 
 async def test_a_redis_that_is_away_is_told_by_one_of_its_errors() -> None:

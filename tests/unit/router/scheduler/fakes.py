@@ -16,6 +16,7 @@ from streamserve.contract.errors import StreamServeError
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.sampling import Sampling
 from streamserve.router.flowguard.view import FleetView
+from streamserve.router.goodput import Ended, GoodputMeter
 from streamserve.router.metrics import RouterMetrics
 from streamserve.router.scheduler.dispatch import Dispatcher
 from streamserve.router.scheduler.orchestrator import Limits, Orchestrator
@@ -28,13 +29,14 @@ HANG = object()
 Script = Callable[[Any], list[Any]]
 
 
-def chunk(first: int, *ids: int, last: bool = False, load: bytes = b"") -> worker_pb2.DecodeResponse:
+def chunk(first: int, *ids: int, last: bool = False, load: bytes = b"", cost: float = 0.0) -> worker_pb2.DecodeResponse:
     message = worker_pb2.DecodeResponse(first_token_index=first, token_ids=ids, text="." * len(ids))
     if last:
         message.finish_reason = common_pb2.FINISH_REASON_LENGTH
         message.usage.completion_tokens = first + len(ids)
     if load:
         message.load.signals = load
+        message.load.engine_seconds = cost
     return message
 
 
@@ -180,6 +182,17 @@ class FakeFleet:
         return True
 
 
+class Counted(GoodputMeter):
+    """Keeps what it was told of."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__(config, clock=time.time)
+        self.answers: list[Ended] = []
+
+    def ended(self, answer: Ended) -> None:
+        self.answers.append(answer)
+
+
 class Stage:
     """An orchestrator on a fake fleet, with its dispatcher running."""
 
@@ -187,6 +200,7 @@ class Stage:
         self.fleet = fleet
         self.config = config or builders.settings()
         self.tasks = Tasks("test")
+        self.goodput = Counted(self.config)
         any_fleet: Any = fleet
         self.dispatcher = Dispatcher(any_fleet, config=lambda: self.config, clock=time.monotonic, rng=Random(1))
         self.orchestrator = Orchestrator(
@@ -196,6 +210,7 @@ class Stage:
             clock=time.monotonic,
             tasks=self.tasks,
             metrics=RouterMetrics(),
+            goodput=self.goodput,
             limits=Limits(**limits),
         )
 

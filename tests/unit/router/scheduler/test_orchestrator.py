@@ -55,6 +55,45 @@ async def test_a_load_report_is_taken_out_and_handed_on() -> None:
     assert all(b"L" not in message.SerializeToString() for message in sent)
 
 
+async def test_an_answer_that_is_whole_is_counted_once_with_what_its_worker_said_last() -> None:
+    fleet = FakeFleet(
+        [lane("a")], decode=lambda _: [chunk(0, 7, load=b"L", cost=9), chunk(1, 8, 9, last=True, load=b"M", cost=0.25)]
+    )
+    async with Stage(fleet) as stage:
+        await stage.serve()
+    (counted,) = stage.goodput.answers
+    assert (counted.lane, counted.workload, counted.config) == ("a", "default", stage.config.id)
+    assert (counted.signals, counted.engine_seconds, counted.tokens) == (b"M", 0.25, 3)
+    assert counted.ttft_seconds is not None
+    assert counted.tpot_seconds is not None
+
+
+async def test_after_a_failed_attempt_the_answer_counts_for_the_lane_that_ended_it() -> None:
+    def decode(worker: str) -> list[object]:
+        if not failed:
+            failed.append(worker)
+            return [WorkerLost("gone")]
+        return [chunk(0, 7, 8, 9, last=True, load=b"M", cost=0.25)]
+
+    failed: list[str] = []
+    async with Stage(FakeFleet([lane("a"), lane("b")], decode=decode)) as stage:
+        await stage.serve()
+    (counted,) = stage.goodput.answers
+    assert counted.lane != failed[0].partition("-")[0]
+
+
+async def test_neither_an_answer_of_prefill_alone_nor_one_that_failed_is_counted() -> None:
+    answer = worker_pb2.PrefillResponse(answer=chunk(0, 7, last=True, load=b"M", cost=1))
+    async with Stage(FakeFleet([lane("a")], prefill=lambda _: answer)) as stage:
+        await stage.serve(request(max_tokens=1))
+    assert stage.goodput.answers == []
+    fleet = FakeFleet([lane("a")], decode=lambda _: [chunk(0, 7, load=b"M", cost=1), InvalidRequest("no")])
+    async with Stage(fleet) as stage:
+        with pytest.raises(StreamServeError):
+            await stage.serve()
+    assert stage.goodput.answers == []
+
+
 async def test_one_token_never_reaches_decode() -> None:
     answer = worker_pb2.PrefillResponse(answer=chunk(0, 7, last=True))
     fleet = FakeFleet([lane("a")], prefill=lambda _: answer)
