@@ -90,6 +90,33 @@ async def test_a_load_report_acknowledges_the_dispatch_and_excludes_the_request_
         assert all(r.acks == (Ack(ROUTER_ID, 41),) for r in reports)
 
 
+async def test_the_last_message_tells_what_the_request_cost_and_together_they_cost_the_time_that_passed(
+    lane: Lane,
+) -> None:
+    lane.fault("decode", '{"step_seconds": 0.01}')
+    await asyncio.sleep(0.3)
+    async with stub(lane.decode) as decode:
+        began = time.monotonic()
+        cancelled = decode.Decode(decode_request(prefill_request(max_tokens=4_000, workload="chat")), timeout=30)
+        await cancelled.read()
+
+        async def one() -> list[float]:
+            ask = decode_request(prefill_request(max_tokens=48, workload="chat"))
+            return [m.load.engine_seconds async for m in decode.Decode(ask, timeout=30)]
+
+        first = await asyncio.gather(one(), one())
+        cancelled.cancel()
+        await state_when(decode, lambda s: not s.running_requests)
+        busy = time.monotonic() - began
+        (last,) = await asyncio.gather(one())
+        whole = time.monotonic() - began
+    assert all(cost == 0 for costs in (*first, last) for cost in costs[:-1])
+    alone = min(costs[-1] for costs in first)
+    assert 0 < alone < busy / 2, "three shared the time of the first two"
+    assert last[-1] > alone, "the last was told what the cancelled one had cost"
+    assert whole / 2 < sum(costs[-1] for costs in (*first, last)) <= whole
+
+
 async def test_a_one_token_request_is_answered_by_the_prefill_worker_and_holds_nothing(shared: Lane) -> None:
     async with stub(shared.prefill) as prefill:
         done = await prefill.Prefill(prefill_request(max_tokens=1, final=True), timeout=10)
