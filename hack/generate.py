@@ -4,8 +4,9 @@
     python hack/generate.py --check    write nothing; exit 1 and name each file that is not what it should be
 
 From proto/streamserve/v1/*.proto: the Python messages, their stubs and the gRPC classes. From the settings'
-pydantic models: docs/settings.md, which hack/settings_table.py prints, and crds/, which hack/crds.py prints. From
-crds/ the chart's templates of them, and from the chart's values docs/operate/values.md: hack/chart.py makes both.
+pydantic models: docs/settings.md, which hack/settings_table.py prints, docs/operate/streampair.md
+(hack/streampair_page.py) and crds/ (hack/crds.py). From crds/ the chart's templates of them, and from the chart's
+values docs/operate/values.md: hack/chart.py makes both.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def generated_protos() -> dict[Path, bytes]:
 
 
 def generated_settings() -> dict[Path, bytes]:
-    script = ROOT / "hack" / "settings_table.py"
-    return {ROOT / "docs" / "settings.md": call([sys.executable, str(script)])} if script.exists() else {}
+    scripts = {"settings.md": "settings_table.py", "operate/streampair.md": "streampair_page.py"}
+    return {ROOT / "docs" / page: call([sys.executable, f"hack/{script}"]) for page, script in scripts.items()}
 
 
 def generated_crds() -> dict[Path, bytes]:
