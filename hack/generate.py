@@ -6,7 +6,7 @@
 From proto/streamserve/v1/*.proto: the Python messages, their stubs and the gRPC classes. From the settings'
 pydantic models: docs/settings.md, which hack/settings_table.py prints, docs/operate/streampair.md
 (hack/streampair_page.py) and crds/ (hack/crds.py). From crds/ the chart's templates of them, and from the chart's
-values docs/operate/values.md: hack/chart.py makes both.
+values docs/operate/values.md: hack/chart.py makes both. The chart's dashboard.json from the table in hack/dashboard.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import chart
+import dashboard
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
@@ -80,7 +81,11 @@ def generated_crds() -> dict[Path, bytes]:
 def generated_chart(crds: dict[Path, bytes]) -> dict[Path, bytes]:
     folder = ROOT / "charts" / "streamserve" / "templates" / "crds"
     templates = {folder / path.name: chart.crd_template(text.decode()).encode() for path, text in crds.items()}
-    return {**templates, ROOT / "docs" / "operate" / "values.md": chart.values_page().encode()}
+    return {
+        **templates,
+        ROOT / "docs" / "operate" / "values.md": chart.values_page().encode(),
+        ROOT / "charts" / "streamserve" / "dashboard.json": dashboard.text().encode(),
+    }
 
 
 def proto_outputs(folder: Path) -> list[Path]:
