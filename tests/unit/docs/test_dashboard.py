@@ -13,7 +13,7 @@ from tests.unit.docs.test_metrics import PAGE, ROW
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD = ROOT / "charts" / "streamserve" / "dashboard.json"
-METRIC = re.compile(r"(streamserve_\w+)(?:\{([^}]*)\})?")
+METRIC = re.compile(r"(streamserve_(?!io_)\w+)(?:\{([^}]*)\})?")
 GROUPED = re.compile(r"\b(?:by|on) \(([^)]*)\)")
 MATCHER = re.compile(r'(\w+)(?:=|!=|=~|!~)"[^"]*"')
 LEGEND = re.compile(r"\{\{(\w+)\}\}")
