@@ -35,7 +35,7 @@ What an edit of a field does:
 |---|---|
 | hot | reaches running workers and routers, no pod restarts; `ConfigApplied` says when all have it |
 | scale | adds or removes pods; what leaves drains first |
-| cold | makes a new revision: lanes are replaced one by one, each drained first; the router's Deployment rolls |
+| cold | makes a new revision: lanes are [replaced one by one](rollout.md), drained first; routers roll |
 | fixed | refused; create another StreamPair |
 
 `[]` in a name stands for each item of a list. A pod template's fields are listed once, under prefill: those of decode
