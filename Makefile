@@ -7,8 +7,8 @@ TIERS := $(wildcard tests/unit tests/contract tests/e2e)
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test test-unit test-e2e test-controlplane test-vllm-0.26 check check-chart generate bench \
-	bench-simulator env-vllm-0.26 images requirements clean
+.PHONY: help env demo up test test-unit test-e2e test-controlplane cluster-up cluster-down test-cluster test-vllm-0.26 \
+	check check-chart generate bench bench-simulator env-vllm-0.26 images requirements clean
 .SILENT:
 
 help: ## This list
@@ -36,6 +36,16 @@ test-e2e: env ## The end-to-end tests only: real engines, minutes
 test-controlplane: env ## The CRDs and the operator on a real API server, which is built the first time (minutes; cached)
 	$(BIN)/python hack/cluster/build.py
 	$(BIN)/python -m pytest tests/controlplane $(ARGS)
+
+cluster-up: env ## A real Kubernetes of two nodes on this machine, as root (builds it the first time; minutes)
+	$(BIN)/python hack/cluster/cluster.py up
+
+cluster-down: ## End it and remove everything of it
+	$(BIN)/python hack/cluster/cluster.py down
+
+test-cluster: env ## The chart and the operator on that cluster, from install to uninstall (starts it if it is not up)
+	$(BIN)/python hack/helm/build.py
+	$(BIN)/python -m pytest tests/cluster --timeout=3600 $(ARGS)
 
 test-vllm-0.26: env-vllm-0.26 ## The worker's tests on vLLM 0.26.0, the version for torch 2.11 and CUDA 13
 	$(ENGINE_ENVIRONMENT) .venv-vllm-0.26/bin/python -m pytest tests/e2e/worker $(ARGS)

@@ -4,8 +4,9 @@
     python hack/generate.py --check    write nothing; exit 1 and name each file that is not what it should be
 
 From proto/streamserve/v1/*.proto: the Python messages, their stubs and the gRPC classes. From the settings'
-pydantic models: docs/settings.md, which hack/settings_table.py prints, and crds/, which hack/crds.py prints. From
-crds/ the chart's templates of them, and from the chart's values docs/operate/values.md: hack/chart.py makes both.
+pydantic models: docs/settings.md, which hack/settings_table.py prints, docs/operate/streampair.md
+(hack/streampair_page.py) and crds/ (hack/crds.py). From crds/ the chart's templates of them, and from the chart's
+values docs/operate/values.md: hack/chart.py makes both. The chart's dashboard.json from the table in hack/dashboard.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import chart
+import dashboard
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
@@ -67,8 +69,8 @@ def generated_protos() -> dict[Path, bytes]:
 
 
 def generated_settings() -> dict[Path, bytes]:
-    script = ROOT / "hack" / "settings_table.py"
-    return {ROOT / "docs" / "settings.md": call([sys.executable, str(script)])} if script.exists() else {}
+    scripts = {"settings.md": "settings_table.py", "operate/streampair.md": "streampair_page.py"}
+    return {ROOT / "docs" / page: call([sys.executable, f"hack/{script}"]) for page, script in scripts.items()}
 
 
 def generated_crds() -> dict[Path, bytes]:
@@ -79,7 +81,11 @@ def generated_crds() -> dict[Path, bytes]:
 def generated_chart(crds: dict[Path, bytes]) -> dict[Path, bytes]:
     folder = ROOT / "charts" / "streamserve" / "templates" / "crds"
     templates = {folder / path.name: chart.crd_template(text.decode()).encode() for path, text in crds.items()}
-    return {**templates, ROOT / "docs" / "operate" / "values.md": chart.values_page().encode()}
+    return {
+        **templates,
+        ROOT / "docs" / "operate" / "values.md": chart.values_page().encode(),
+        ROOT / "charts" / "streamserve" / "dashboard.json": dashboard.text().encode(),
+    }
 
 
 def proto_outputs(folder: Path) -> list[Path]:

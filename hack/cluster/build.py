@@ -1,31 +1,49 @@
-"""Builds the API server of the tests (etcd and kube-apiserver in one binary) from Go modules, once.
+"""Builds the programs of the tests' clusters from Go modules, once.
 
-    python hack/cluster/build.py            build it unless it is cached; print its path
-    python hack/cluster/build.py --path     print where it is, or would be
+    python hack/cluster/build.py                    the API server of tests/controlplane (etcd and kube-apiserver)
+    python hack/cluster/build.py all                that, and all that `make cluster-up` runs
+    python hack/cluster/build.py --path [NAME]      print where it is, or would be
 
 How, and where the cache is: hack/go_programs.py. A cold build takes 5 to 20 minutes and shows how far it has come.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from go_programs import Program, command_line
+from go_programs import Failed, Program
 
 HERE = Path(__file__).resolve().parent
 
-KUBERNETES = "1.35.3"
+KUBERNETES_VERSION = "1.35.3"
 VERSION = "k8s.io/component-base/version"
-MAJOR, MINOR, _ = KUBERNETES.split(".")
-APISERVER = Program(
-    name="apiserver",
-    module=HERE,
-    package="./apiserver",
-    sources=("apiserver/main.go",),
-    linked=(f"{VERSION}.gitVersion=v{KUBERNETES}", f"{VERSION}.gitMajor={MAJOR}", f"{VERSION}.gitMinor={MINOR}"),
-)
+MAJOR, MINOR, _ = KUBERNETES_VERSION.split(".")
+LINKED = (f"{VERSION}.gitVersion=v{KUBERNETES_VERSION}", f"{VERSION}.gitMajor={MAJOR}", f"{VERSION}.gitMinor={MINOR}")
+APISERVER = Program("apiserver", HERE, "./apiserver", ("apiserver/main.go",), LINKED)
+KUBERNETES = Program("kubernetes", HERE, "./kubernetes", ("kubernetes/main.go",), LINKED)
+PAUSE = Program("pause", HERE, "./pause", ("pause/main.go",))
+COREDNS = Program("coredns", HERE / "coredns", ".", ("main.go",))
+PROGRAMS = {program.name: program for program in (APISERVER, KUBERNETES, PAUSE, COREDNS)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hack/cluster/build.py", description="Build the tests' programs, once.")
+    parser.add_argument("program", nargs="?", default=APISERVER.name, choices=[*PROGRAMS, "all"])
+    parser.add_argument("--path", action="store_true", help="only print where it is, or would be")
+    args = parser.parse_args(argv)
+    wanted = list(PROGRAMS.values()) if args.program == "all" else [PROGRAMS[args.program]]
+    for program in wanted:
+        try:
+            print(program.binary() if args.path else program.build(), flush=True)
+        except Failed as reason:
+            print(f"{program.name}: {reason}", file=sys.stderr)
+            return 1
+    return 0
+
 
 if __name__ == "__main__":
-    sys.exit(command_line(APISERVER, "Build the tests' API server, once.", None))
+    sys.exit(main())

@@ -135,6 +135,13 @@ def test_monitors_and_rules_appear_only_where_the_cluster_serves_their_kinds(ren
     assert of_kind(render("default"), *kinds) == []
 
 
+def test_the_dashboard_is_the_charts_file_word_for_word_and_only_on_request(render: Render) -> None:
+    (made,) = (each for each in of_kind(render("everything"), "ConfigMap") if "streamserve.json" in each["data"])
+    assert made["data"]["streamserve.json"] == (CHART / "dashboard.json").read_text()
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert not [each for each in of_kind(render("default"), "ConfigMap") if "streamserve.json" in each["data"]]
+
+
 def test_a_registry_of_ones_own_serves_every_image(render: Render) -> None:
     manifests = render("cluster")
     images = [container["image"] for spec in pod_specs(manifests).values() for container in spec["containers"]]
@@ -205,6 +212,8 @@ def shown(manifests: list[Manifest]) -> str:
 
 
 def masked(made: Manifest) -> Manifest:
+    if made["metadata"]["name"].endswith("-dashboard"):
+        return {**made, "data": dict.fromkeys(made["data"], "<dashboard.json>")}
     if made["kind"] != "Secret":
         return made
     data = {

@@ -8,7 +8,7 @@
     ConfigApplied         True: every serving process has echoed this generation's configuration, and no canary of it
                           is held or has come back
     Degraded              True: somebody has to look; the message says at what
-    SpeculationEffective  True: drafting is under way; False: it is off or has fallen back; Unknown: no word yet
+    SpeculationEffective  True: drafting is under way; False: it is off, or its law has failed; Unknown: no word yet
 
 Each is a function from the facts to (status, reason, message). `transitions` compares with what is stored: a time
 changes with its status only, and an event is worth telling when status or reason did. Messages are cut to a length
@@ -287,7 +287,9 @@ def _speculation(facts: Facts) -> Condition:
     echoes = [(pod.name, facts.observed.echoes[pod.name]) for pod in decodes if pod.name in facts.observed.echoes]
     fallen = [name for name, echo in echoes if echo.speculation_fallback]
     if fallen:
-        return Condition(kind, "False", "FallenBack", f"{', '.join(fallen)} went back to plain decoding")
+        return Condition(
+            kind, "False", "FallenBack", f"{', '.join(fallen)} hold one depth, the law failed; see their logs"
+        )
     if not echoes:
         return Condition(kind, "Unknown", "NoSignals", "no decode worker has reported")
     return Condition(kind, "True", "Drafting", f"{len(echoes)} decode workers draft")

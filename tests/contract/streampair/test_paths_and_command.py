@@ -103,7 +103,7 @@ def test_a_missing_file_and_a_folder_are_problems(tmp_path: Path) -> None:
         assert "cannot be read" in problems[0].message
 
 
-@pytest.mark.parametrize("name", ["local", "gpu"])
+@pytest.mark.parametrize("name", ["local", "cluster", "gpu"])
 def test_the_example_is_valid(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = command([str(ROOT / "examples" / name / "streampair.yaml")], capsys)
     assert status == 0, out

@@ -28,9 +28,12 @@ from streamserve.router import config
 from streamserve.worker import options
 
 HERE = Path(__file__).parent
-GPU_EXAMPLE = HERE.parents[2] / "examples" / "gpu" / "streampair.yaml"
-PAIRS = {**{path.stem: path for path in sorted((HERE / "pairs").glob("*.yaml"))}, "gpu": GPU_EXAMPLE}
-WITH_TLS = {"claims"}
+EXAMPLES = HERE.parents[2] / "examples"
+PAIRS = {
+    **{path.stem: path for path in sorted((HERE / "pairs").glob("*.yaml"))},
+    **{name: EXAMPLES / name / "streampair.yaml" for name in ("cluster", "gpu")},
+}
+WITH_TLS = {"claims", "cluster"}
 
 
 def manifests(wanted: Desired) -> list[dict[str, Any]]:

@@ -202,9 +202,10 @@ class Worker:
 
     async def _serve(self, serving: Serving, server: GrpcServer, stop: asyncio.Event) -> int:
         """Watch over the engine, the drain and the background tasks until the end. Returns the exit status."""
-        told_serving = True
+        told_serving, fallback = True, ""
         while not stop.is_set():
             snapshot = serving.engine.snapshot()
+            fallback = tell_fallback(fallback, snapshot.speculation_fallback)
             if not snapshot.alive:
                 return await self._engine_died(serving, server, snapshot.death)
             if self._tasks.failed.is_set():
@@ -284,6 +285,13 @@ class Worker:
                 ("engine_version", serving.engine.info.version),
             ),
         )
+
+
+def tell_fallback(before: str, now: str) -> str:
+    """Log why the law of depth failed, once; the signals only say that it did."""
+    if now and now != before:
+        _log.warning("the law of depth failed, the depth stays constant until the next configuration: %s", now)
+    return now
 
 
 def _initial_config(chosen: Options) -> RuntimeConfig:

@@ -1,0 +1,183 @@
+"""kubectl, Helm and a client's pod on the cluster of `make cluster-up`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "serving"
+RELEASE = "streamserve"
+PAIR = "llama"
+CLIENT = "client"
+EXAMPLE = ROOT / "examples" / "cluster" / "streampair.yaml"
+CHART = ROOT / "charts" / "streamserve"
+CLUSTER = [sys.executable, str(ROOT / "hack" / "cluster" / "cluster.py")]
+TLS = "/etc/streamserve/tls"
+Body = dict[str, Any]
+
+
+def run(*command: str, given: str | None = None, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=given, check=False, capture_output=True, text=True, timeout=seconds)
+
+
+def wait_for(look: Callable[[], Any], seconds: float, what: str, explain: Callable[[], str] = lambda: "") -> Any:
+    """The first truthy answer."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{explain()}"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Objects are those of NAMESPACE unless a command says otherwise."""
+
+    kubernetes: Path
+    kubeconfig: Path
+    helm_binary: Path
+
+    def try_kubectl(self, *arguments: str, given: str | None = None, seconds: float = 120.0) -> Any:
+        own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
+        return run(*own, *arguments, given=given, seconds=seconds)
+
+    def kubectl(self, *arguments: str, given: str | None = None, seconds: float = 120.0) -> str:
+        done = self.try_kubectl(*arguments, given=given, seconds=seconds)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr.strip()}\n{self.state()}"
+        return str(done.stdout)
+
+    def get(self, *what: str) -> Body:
+        body: Body = json.loads(self.kubectl("get", *what, "-o=json"))
+        return body
+
+    def helm(self, *arguments: str, seconds: float = 300.0) -> str:
+        own = [str(self.helm_binary), f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
+        done = run(*own, *arguments, seconds=seconds)
+        assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr.strip()}\n{self.state()}"
+        return done.stdout
+
+    # StreamPairs and their pods
+
+    def pair(self) -> Body:
+        return self.get("streampair", PAIR)
+
+    def condition(self, kind: str) -> Body:
+        """Of the present generation; empty until it is known."""
+        body = self.pair()
+        found = (each for each in body.get("status", {}).get("conditions", ()) if each["type"] == kind)
+        condition: Body = next(found, {})
+        return condition if condition.get("observedGeneration") == body["metadata"]["generation"] else {}
+
+    def until(self, kind: str, status: str, seconds: float, reason: str = "") -> Body:
+        def is_so() -> Body | None:
+            found = self.condition(kind)
+            return found if found.get("status") == status and reason in ("", found.get("reason")) else None
+
+        found: Body = wait_for(is_so, seconds, f"{kind} is {status} {reason}", self.state)
+        return found
+
+    def edit(self, spec: Body) -> None:
+        self.kubectl("patch", "streampair", PAIR, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
+
+    def pods(self, role: str = "") -> list[Body]:
+        """The pair's, or those of one role, that are not being deleted."""
+        selector = f"streamserve.io/pair={PAIR}" + (f",streamserve.io/role={role}" if role else "")
+        items: list[Body] = self.get("pods", f"--selector={selector}")["items"]
+        return [each for each in items if "deletionTimestamp" not in each["metadata"]]
+
+    def makes(self) -> dict[str, tuple[str, int]]:
+        """Of each pod its uid and how often its containers were started anew."""
+        return {
+            pod["metadata"]["name"]: (
+                pod["metadata"]["uid"],
+                sum(each["restartCount"] for each in pod["status"].get("containerStatuses", ())),
+            )
+            for pod in self.pods()
+        }
+
+    def ready_lanes(self) -> int:
+        """Lanes of which every worker's pod is Ready, as a client of the API sees it now."""
+        lanes: dict[tuple[str, str], list[bool]] = {}
+        for pod in [*self.pods("prefill"), *self.pods("decode")]:
+            labels = pod["metadata"]["labels"]
+            conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+            key = (labels["streamserve.io/lane"], labels["streamserve.io/revision"])
+            lanes.setdefault(key, []).append(conditions.get("Ready") == "True")
+        return sum(len(ready) >= 2 and all(ready) for ready in lanes.values())
+
+    def state(self) -> str:
+        """For a failure: what there is, and the end of what the operator said."""
+        parts = [
+            self.try_kubectl("get", "streampairs,pods", "-o=wide").stdout,
+            self.try_kubectl("get", "streampair", PAIR, "-o=jsonpath={.status}").stdout,
+            self.try_kubectl("get", "events", "--sort-by=.lastTimestamp").stdout[-3000:],
+            self.try_kubectl("logs", f"deployment/{RELEASE}-operator", "--tail=30", "--all-containers").stdout[-4000:],
+        ]
+        return "\n".join(parts)
+
+    # A client
+
+    def generate(self, prompt: str, *arguments: str, seconds: float = 60.0) -> list[Body]:
+        """The chunks of one answer, as `streamserve generate --json` prints them in the client's pod."""
+        command = [*_generate(), "--json", *arguments, prompt]
+        text = self.kubectl("exec", CLIENT, "--", *command, seconds=seconds)
+        return [json.loads(line) for line in text.splitlines()]
+
+    @contextmanager
+    def traffic(self) -> Iterator[Traffic]:
+        """A client that sends one request after another for as long as the block lasts, from its pod."""
+        own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
+        command = [*own, "exec", "-i", CLIENT, "--", "sh", "-c", _LOOP.format(command=" ".join(_generate()))]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            traffic = Traffic()
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline().strip() == "begun"
+            try:
+                yield traffic
+            finally:
+                # The loop reads a line between two requests: the end of its input ends it.
+                child.stdin.close()
+                for line in child.stdout:
+                    traffic.took(line.strip())
+                child.wait(60)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What became of the requests; known after the block."""
+
+    answered: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def took(self, line: str) -> None:
+        if line == "ok":
+            self.answered += 1
+        else:
+            self.failed.append(line)
+
+
+# Until its input ends. Each request is a process and a connection of its own: the worst case for a router that leaves.
+_LOOP = """
+echo begun
+(cat > /dev/null; touch /tmp/stop) &
+rm -f /tmp/stop
+while [ ! -e /tmp/stop ]; do
+  if {command} --max-tokens 32 "Tell me about tides" > /tmp/out 2> /tmp/err; then echo ok; else tail -1 /tmp/err; fi
+done
+rm -f /tmp/stop
+"""
+
+
+def _generate() -> Sequence[str]:
+    files = (("ca", "ca.crt"), ("certificate", "tls.crt"), ("key", "tls.key"))
+    tls = [part for flag, name in files for part in (f"--tls-{flag}", f"{TLS}/{name}")]
+    return ["streamserve", "generate", "--server", f"{PAIR}-router.{NAMESPACE}.svc:50051", *tls]

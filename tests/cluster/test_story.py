@@ -1,0 +1,179 @@
+"""Install, serve, edit hot, edit cold, scale, upgrade and leave, in this order, each as an SRE would."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from tests.cluster.support import CHART, EXAMPLE, NAMESPACE, PAIR, RELEASE, ROOT, TLS, Body, Cluster, wait_for
+
+HOT_EDITS = 50
+HOT_SECONDS = 2.0
+INSTALL = [
+    *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
+    *("--set=redis.embedded.image.repository=streamserve/redis", "--set=redis.embedded.image.tag=7"),
+]
+HTTP = f"""
+import json, ssl, urllib.request
+context = ssl.create_default_context(cafile="{TLS}/ca.crt")
+context.load_cert_chain("{TLS}/tls.crt", "{TLS}/tls.key")
+body = {{"model": "llama", "max_tokens": 8, "messages": [{{"role": "user", "content": "What is a tide?"}}]}}
+request = urllib.request.Request(
+    "https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions", json.dumps(body).encode(),
+    {{"Content-Type": "application/json"}})
+print(urllib.request.urlopen(request, timeout=30, context=context).read().decode())
+"""
+
+
+def test_two_nodes_are_ready_and_have_gpus(cluster: Cluster) -> None:
+    nodes = cluster.get("nodes")["items"]
+    assert [node["status"]["allocatable"]["nvidia.com/gpu"] for node in nodes] == ["8", "8"]
+
+
+def test_the_chart_installs_under_restricted_pod_security(cluster: Cluster) -> None:
+    cluster.try_kubectl("create", "namespace", NAMESPACE)
+    level = "pod-security.kubernetes.io/enforce=restricted"
+    cluster.kubectl("label", "--overwrite", "namespace", NAMESPACE, level)
+    cluster.helm(*INSTALL)
+    cluster.helm("test", RELEASE)
+
+
+def test_a_stream_pair_becomes_ready_and_serves_from_both_lanes(cluster: Cluster) -> None:
+    cluster.kubectl("apply", "-f", str(EXAMPLE), "-f", str(ROOT / "tests" / "cluster" / "client.yaml"))
+    cluster.kubectl("wait", "--for=condition=Ready", f"streampair/{PAIR}", "--timeout=180s", seconds=200)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+    lanes = set()
+    for number in range(8):
+        chunks = cluster.generate(f"Prompt number {number}", "--max-tokens", "16", "--ignore-eos")
+        assert sum(len(chunk["token_ids"]) for chunk in chunks) == 16
+        lanes.add(chunks[-1]["route"]["lane"])
+    assert lanes == {"lane-0", "lane-1"}
+
+
+def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
+    answer: Body = json.loads(cluster.kubectl("exec", "client", "--", "python3", "-c", HTTP))
+    assert answer["choices"][0]["message"]["content"]
+    assert answer["usage"]["completion_tokens"] == 8
+
+
+def test_a_hot_edit_is_obeyed_within_two_seconds_each_of_many_times(cluster: Cluster) -> None:
+    before, slowest = cluster.makes(), 0.0
+    for number in range(HOT_EDITS):
+        bound = (0, 3, 1, 5)[number % 4]
+        began = time.monotonic()
+        cluster.edit({"speculation": {"depth": {"min": min(bound, 1), "max": bound}}})
+        cluster.kubectl("wait", "--for=condition=ConfigApplied", f"streampair/{PAIR}", "--timeout=10s")
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest <= HOT_SECONDS, f"the slowest took {slowest:.2f} s, kubectl's own starts included"
+    assert cluster.makes() == before, "a pod was replaced or started anew"
+    said = cluster.pair()["status"]["config"]
+    assert said["appliedBy"] == said["of"] > 0
+    assert said["generation"] == cluster.pair()["metadata"]["generation"]
+
+
+@pytest.mark.parametrize("bound", [0, 4])
+def test_the_depths_that_are_scheduled_follow(cluster: Cluster, bound: int) -> None:
+    cluster.edit({"speculation": {"depth": {"min": bound, "max": bound}}})
+    cluster.until("ConfigApplied", "True", 10)
+    chunks = cluster.generate("What is a tide?", "--max-tokens", "64", "--ignore-eos")
+    assert chunks[-1]["usage"]["depths_seen"] == [bound]
+    cluster.edit({"speculation": {"depth": {"min": 1, "max": 6}}})
+    cluster.until("ConfigApplied", "True", 10)
+
+
+def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(cluster: Cluster) -> None:
+    before, fewest = cluster.makes(), 2
+    with cluster.traffic() as traffic:
+        cluster.edit({"decode": {"engine": {"args": {"max-num-seqs": "32"}}}})
+        end = time.monotonic() + 240
+        while not (cluster.condition("Ready").get("status") == "True" and _replaced(cluster, before)):
+            assert time.monotonic() < end, cluster.state()
+            fewest = min(fewest, cluster.ready_lanes())
+            time.sleep(0.2)
+    assert traffic.failed == []
+    assert traffic.answered > 0
+    assert fewest >= 1, "one lane of two may be away"
+
+
+def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recovers(cluster: Cluster) -> None:
+    image = cluster.pair()["spec"]["engine"]["image"]
+    with cluster.traffic() as traffic:
+        cluster.edit({"engine": {"image": "streamserve/worker:absent"}})
+        found = wait_for(
+            lambda: next(
+                (each for each in _conditions(cluster) if "streamserve/worker:absent" in each["message"]), None
+            ),
+            60,
+            "a condition names the image",
+            cluster.state,
+        )
+        assert "llama-" in found["message"], "it names the pod"
+        assert cluster.ready_lanes() >= 1
+        cluster.edit({"engine": {"image": image}})
+        cluster.until("Ready", "True", 240)
+    assert traffic.failed == []
+    assert traffic.answered > 0
+
+
+def test_lanes_are_added_and_drained_by_kubectl_scale(cluster: Cluster) -> None:
+    kept = cluster.makes()
+    cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=3")
+    wait_for(lambda: cluster.ready_lanes() == 3, 120, "three lanes", cluster.state)
+    with cluster.traffic() as traffic:
+        cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=2")
+        wait_for(lambda: len(cluster.pods("decode")) == 2, 120, "two lanes", cluster.state)
+    assert traffic.failed == []
+    assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
+
+
+def test_an_upgrade_that_changes_nothing_touches_no_pod(cluster: Cluster) -> None:
+    before = cluster.makes()
+    cluster.helm(*INSTALL)
+    time.sleep(5)
+    assert cluster.makes() == before
+    cluster.helm(*INSTALL, "--set=operator.logLevel=Debug")
+    wait_for(lambda: cluster.condition("Ready").get("status") == "True", 60, "Ready", cluster.state)
+    time.sleep(5)
+    assert cluster.makes() == before, "a new operator that renders the same pods leaves them alone"
+    cluster.helm("rollback", RELEASE, "--wait", "--timeout=3m")
+    assert cluster.makes() == before
+
+
+def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster) -> None:
+    cluster.kubectl("scale", f"deployment/{RELEASE}-operator", "--replicas=0")
+    cluster.kubectl("delete", "streampair", PAIR, "--timeout=60s")
+    selector = "--selector=app.kubernetes.io/managed-by=streamserve"
+    kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,poddisruptionbudgets,networkpolicies"
+    wait_for(
+        lambda: not cluster.get(kinds, f"--selector=streamserve.io/pair={PAIR}")["items"],
+        120,
+        "nothing of it is left",
+        lambda: cluster.kubectl("get", kinds, selector),
+    )
+
+
+def test_uninstalling_leaves_nothing_but_the_crds(cluster: Cluster) -> None:
+    cluster.kubectl("delete", "pod", "client", "--ignore-not-found", "--timeout=60s")
+    cluster.helm("uninstall", RELEASE, "--wait", "--timeout=2m")
+    kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,roles,rolebindings,leases,networkpolicies"
+
+    def left() -> list[str]:
+        names = [each["metadata"]["name"] for each in cluster.get(kinds)["items"]]
+        return [name for name in names if name not in ("default", "kube-root-ca.crt")]
+
+    wait_for(lambda: not left(), 60, "nothing is left", lambda: str(left()))
+    crds = cluster.get("customresourcedefinitions")["items"]
+    names = {each["metadata"]["name"] for each in crds if each["metadata"]["name"].endswith("streamserve.io")}
+    assert names == {"streampairs.streamserve.io", "streampairscalers.streamserve.io"}
+
+
+def _conditions(cluster: Cluster) -> list[Body]:
+    found: list[Body] = cluster.pair().get("status", {}).get("conditions", [])
+    return found
+
+
+def _replaced(cluster: Cluster, before: dict[str, tuple[str, int]]) -> bool:
+    """None of the workers' pods is one of before, and as many are there."""
+    workers = [*cluster.pods("prefill"), *cluster.pods("decode")]
+    return len(workers) == 4 and not {pod["metadata"]["name"] for pod in workers} & before.keys()
