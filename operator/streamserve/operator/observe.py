@@ -157,10 +157,10 @@ def observe(
     drained: frozenset[str] = frozenset(),
     rejected: Mapping[tuple[str, str], str] | None = None,
     goodput: Records | None = None,
-    written: Memory | None = None,
+    decided: Memory | None = None,
 ) -> Observed:
-    """`objects`: everything in the pair's namespace that carries its label or one of its names. `written`: what this
-    process has written into the ConfigMap."""
+    """`objects`: everything in the pair's namespace that carries its label or one of its names. `decided`: what this
+    process has wanted the ConfigMap to hold."""
     pods: list[Pod] = []
     children: dict[tuple[str, str], Child] = {}
     others: dict[tuple[str, str], Owner] = {}
@@ -184,23 +184,23 @@ def observe(
         echoes=dict(echoes or {}),
         drained=drained,
         rejected=dict(rejected or {}),
-        memory=_memory(children.get(("ConfigMap", naming.config_name(pair))), uid, written),
+        memory=_memory(children.get(("ConfigMap", naming.config_name(pair))), uid, decided),
         goodput=goodput,
     )
 
 
-def _memory(config_map: Child | None, uid: str, written: Memory | None) -> Memory | None:
-    """What the ConfigMap holds; what we wrote there where a hand has taken that away or put other words in its place.
-    A later one in the ConfigMap is another leader's."""
+def _memory(config_map: Child | None, uid: str, decided: Memory | None) -> Memory | None:
+    """What the ConfigMap holds; what we decided where a hand has taken that away or put other words in its place. A
+    later one in the ConfigMap is another leader's."""
     stored = None
     if config_map is not None:
         data = config_map.live.get("data") or {}
         stored = recall(data.get(parts.CONFIG_FILE), config_map.live["metadata"].get("annotations") or {})
-    if written is None or written.config.id.uid != uid:
+    if decided is None or decided.config.id.uid != uid:
         return stored
     if stored is None or stored.config.id.uid != uid:
-        return written
-    return written if written.config.id.order >= stored.config.id.order else stored
+        return decided
+    return decided if decided.config.id.order >= stored.config.id.order else stored
 
 
 def owner_of(live: Manifest, pair: str, uid: str) -> Owner:

@@ -43,7 +43,7 @@ class Cluster:
         self.random, self.lazy = Random(seed), lazy
         self.reports: dict[str, LaneReport] | None = {}
         self.config: runtime_config.RuntimeConfig | None = None
-        self.written: Memory | None = None
+        self.decided: Memory | None = None
         self.goodput: dict[str, list[GoodputMinute]] | None = {}
         self.checks: list[Callable[[Cluster, Action], None]] = []
         self._uids = 0
@@ -63,7 +63,7 @@ class Cluster:
             echoes={**echoes, "router-1": echo},
             drained=frozenset(self.drained),
             goodput=self.goodput,
-            written=self.written,
+            decided=self.decided,
         )
 
     def _listen(self) -> None:
@@ -86,7 +86,7 @@ class Cluster:
             for check in self.checks:
                 check(self, action)
             assert self.objects.get((action.kind, action.name)) != before, f"{action} changed nothing"
-        self.written = None if crash_after is not None else decision.memory
+        self.decided = None if crash_after is not None else decision.memory
         if crash_after is None and decision.status is not None:
             self.body["status"] = decision.status
         return len(decision.actions[:crash_after])

@@ -96,7 +96,7 @@ class Bench:
 
     def restart(self) -> None:
         """Another process: it knows what the API server knows, and has read no record yet."""
-        self.cluster.written, self.cluster.goodput = None, None
+        self.cluster.decided, self.cluster.goodput = None, None
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ A run that wrote anything is followed by another at once, which sees what it mad
 
 What is kept between two runs is only what a run found out at the API server and no watch shows: objects under our
 names that are not in the cache, and writes that were refused for good. Both are looked at again after a while. And the
-configuration that was written, for the case that a hand takes the ConfigMap away: in another term of the fence another
-leader may have written since, and it is not believed any more.
+configuration that was decided, for the case that the ConfigMap does not hold it, by a hand or for good: each run would
+number it anew. In another term of the fence another leader may have decided since, and it is not believed any more.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Memory:
     found: dict[Name, Manifest] = field(default_factory=dict)
     looked_at: float = 0.0
     rejected: dict[Name, _Rejection] = field(default_factory=dict)
-    written: canary.Memory | None = None
+    decided: canary.Memory | None = None
     term: int = 0
 
     def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
@@ -113,7 +113,7 @@ class Reconciler:
             return None
         memory = self._memories.setdefault(key, _Memory())
         if memory.term != self._term():
-            memory.term, memory.written = self._term(), None
+            memory.term, memory.decided = self._term(), None
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
         observed = await self._gather(key, body, memory, now)
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
@@ -121,7 +121,7 @@ class Reconciler:
         to_do = [action for action in decision.actions if not _waits(action, skipped)]
         carried = await self._applier.carry_out(key[0], to_do, _names(observed))
         self._remember(memory, carried, skipped, decision, generation)
-        self._keep(key, memory, observed, decision)
+        self._keep(key, memory, decision)
         await self._say(body, observed, decision)
         self._fleet.decided(key, decision, observed)
         return _earliest(
@@ -154,7 +154,7 @@ class Reconciler:
             echoes=heard.echoes,
             drained=heard.drained,
             goodput=heard.goodput,
-            written=memory.written,
+            decided=memory.decided,
             rejected={name: said.message for name, said in memory.rejected.items()},
         )
 
@@ -170,14 +170,12 @@ class Reconciler:
         for name, message in carried.rejected.items():
             memory.rejected[name] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
 
-    def _keep(self, key: Key, memory: _Memory, observed: Observed, decision: Decision) -> None:
-        """What the ConfigMap holds now, where it is ours and took it."""
-        name = ("ConfigMap", naming.config_name(key[1]))
-        if decision.memory is None or name in observed.others or name in memory.rejected or name in memory.found:
+    def _keep(self, key: Key, memory: _Memory, decision: Decision) -> None:
+        if decision.memory is None:
             return
-        if decision.memory != memory.written and decision.told:
+        if decision.memory != memory.decided and decision.told:
             _log.info("%s: %s", "/".join(key), decision.told)
-        memory.written = decision.memory
+        memory.decided = decision.memory
 
     async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> None:
         if decision.status is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from streamserve.contract import runtime_config
+from streamserve.contract.runtime_config import ConfigId
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge.apply import Applier
 from streamserve.operator.edge.metrics import OperatorMetrics
@@ -16,7 +18,7 @@ from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound, Ref
 from streamserve.operator.edge.reconcile import REFUSED_AGAIN_SECONDS, Heard, Reconciler
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
-from streamserve.operator.observe import Observed
+from streamserve.operator.observe import Echo, Observed
 from streamserve.operator.site import Site
 
 Body = dict[str, Any]
@@ -35,6 +37,20 @@ class Silent:
 
     def forget(self, key: Key) -> None:
         pass
+
+
+class Echoing(Silent):
+    """One router that has applied what was decided last."""
+
+    def __init__(self) -> None:
+        self.applied: list[ConfigId] = []
+
+    def heard(self, key: Key) -> Heard:
+        return Heard(echoes={"router": Echo(*self.applied[-1].order)} if self.applied else {})
+
+    def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
+        if decision.config is not None:
+            self.applied.append(decision.config.id)
 
 
 class Server:
@@ -94,16 +110,22 @@ class Bench:
         path = f"/apis/streamserve.io/v1alpha1/namespaces/{KEY[0]}/streampairs/{KEY[1]}"
         self.server.objects[path] = copy.deepcopy(self.body)
         self.store.put(self.body)
+        self.site, self.fleet, self.term = site, Silent(), 1
+        self.reconciler = self.restarted(self.fleet)
+
+    def restarted(self, fleet: Silent) -> Reconciler:
+        """A process that has not decided anything yet."""
         metrics = OperatorMetrics()
         server: Any = self.server
-        self.reconciler = Reconciler(
+        return Reconciler(
             self.store,
             Applier(server, self.store, metrics, self._utc_now),
             StatusWriter(server, self.store, metrics, self._utc_now),
-            Silent(),
-            site,
+            fleet,
+            self.site,
             clock=lambda: self.now,
             utc_now=self._utc_now,
+            term=lambda: self.term,
         )
 
     async def once(self) -> float | None:
@@ -220,6 +242,44 @@ async def test_a_retryable_error_ends_the_run_before_anything_is_said_and_the_ne
     assert not any("streampairs" in call or "events" in call for call in bench.server.writes)
     await bench.until_quiet()
     assert bench.condition("Degraded")[0] == "False"
+
+
+CONFIG = "/api/v1/namespaces/llm/configmaps/demo-config"
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["by the same process", "by one that restarts"])
+async def test_a_configuration_whose_configmap_is_refused_is_not_numbered_anew_at_each_run(
+    bench: Bench, restarts: bool
+) -> None:
+    fleet = Echoing()
+    bench.reconciler = bench.restarted(fleet)
+    bench.server.errors["/configmaps/demo-config"] = [Refused("exceeded quota: 1", status=403)] * 50
+    await bench.once()
+    if restarts:
+        bench.reconciler = bench.restarted(fleet)
+    for _ in range(6):
+        bench.now += REFUSED_AGAIN_SECONDS
+        await bench.once()
+    assert len(set(fleet.applied)) == 1 + restarts
+    assert fleet.applied[-1] == fleet.applied[-2]
+
+
+async def test_what_another_leader_has_decided_since_is_believed_in_a_new_term(bench: Bench) -> None:
+    await bench.until_quiet()
+    live = copy.deepcopy(bench.server.objects[CONFIG])
+    theirs = runtime_config.decode(live["data"]["config.json"])
+    theirs = theirs.model_copy(update={"served_names": ("other",)})
+    live["data"] = {"config.json": runtime_config.encode(theirs).decode()}
+    bench.server.version += 1
+    live["metadata"]["resourceVersion"] = str(bench.server.version)
+    for term, step in ((1, 0), (2, 1)):
+        bench.term = term
+        bench.store.put(live)
+        await bench.until_quiet()
+        made = runtime_config.decode(bench.server.objects[CONFIG]["data"]["config.json"])
+        assert made.id.step == step, "its own words in the same term, a later step than the other's in the next"
+        bench.server.version += 1
+        live["metadata"]["resourceVersion"] = str(bench.server.version)
 
 
 async def test_an_event_that_is_not_taken_costs_nothing(bench: Bench) -> None:
