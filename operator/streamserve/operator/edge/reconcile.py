@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
+from streamserve.contract import runtime_config
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply
-from streamserve.operator.canary import memory as canary
 from streamserve.operator.canary.evidence import Records
+from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried, Name
 from streamserve.operator.edge.status_writer import StatusWriter
@@ -64,12 +65,27 @@ class _Rejection:
     again_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """As it is written, for thousands of pairs: the objects would take ten times the room."""
+
+    config: bytes
+    notes: dict[str, str]
+
+    @classmethod
+    def of(cls, memory: Memory) -> _Decided:
+        return cls(runtime_config.encode(memory.config), notes_of(memory.state))
+
+    def recalled(self) -> Memory | None:
+        return recall(self.config, self.notes)
+
+
 @dataclass(slots=True)
 class _Memory:
     found: dict[Name, Manifest] = field(default_factory=dict)
     looked_at: float = 0.0
     rejected: dict[Name, _Rejection] = field(default_factory=dict)
-    decided: canary.Memory | None = None
+    decided: _Decided | None = None
     term: int = 0
 
     def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
@@ -154,7 +170,7 @@ class Reconciler:
             echoes=heard.echoes,
             drained=heard.drained,
             goodput=heard.goodput,
-            decided=memory.decided,
+            decided=memory.decided.recalled() if memory.decided else None,
             rejected={name: said.message for name, said in memory.rejected.items()},
         )
 
@@ -173,9 +189,10 @@ class Reconciler:
     def _keep(self, key: Key, memory: _Memory, decision: Decision) -> None:
         if decision.memory is None:
             return
-        if decision.memory != memory.decided and decision.told:
+        decided = _Decided.of(decision.memory)
+        if decided != memory.decided and decision.told:
             _log.info("%s: %s", "/".join(key), decision.told)
-        memory.decided = decision.memory
+        memory.decided = decided
 
     async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> None:
         if decision.status is not None:
