@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,10 +92,17 @@ def fill(image: Image) -> None:
     wheels.mkdir(parents=True)
     call([sys.executable, "-c", BUILD_WHEEL, str(wheels)], f"building our wheel for {image.name}")
     fetch = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
-    fetch += ["--require-hashes", "-r", str(image.requirements), "-d", str(wheels)]
+    wanted = wheels.parent / "requirements.txt"
+    wanted.write_text(for_every_patch(image.requirements.read_text()))
+    fetch += ["--require-hashes", "-r", str(wanted), "-d", str(wheels)]
     call([*pip_command(), *fetch], f"fetching the wheels of {image.name}")
     size = sum(path.stat().st_size for path in wheels.iterdir())
     say(f"{image.name}: {len(list(wheels.iterdir()))} wheels, {size / 1e6:.0f} MB")
+
+
+def for_every_patch(requirements: str) -> str:
+    """What any patch release of this Python needs: the base image's may be older than the one that fetches."""
+    return re.sub(rf"python_full_version [<>=]+ '{re.escape(PYTHON)}\.\d+' and ", "", requirements)
 
 
 def find_builder() -> list[str]:
