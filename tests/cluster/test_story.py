@@ -115,7 +115,7 @@ def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recove
         cluster.edit(edit)
         found = wait_for(
             lambda: next((each for each in _conditions(cluster) if named in each["message"]), None),
-            60,
+            30,
             f"a condition says {named}",
             cluster.state,
         )
