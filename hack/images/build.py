@@ -8,7 +8,7 @@
 
 Every wheel is checked against the hashes of requirements/image-*.txt; ours is built from this checkout. Nothing is
 downloaded while an image is built. The builder is docker, podman or buildah, the first that works; without a daemon,
-buildah as root (chroot isolation, vfs) is enough. Nothing is pushed.
+buildah as root (chroot isolation, a store of its own: store.sh) is enough. Nothing is pushed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from env import Refused, pip_command, tool_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "dist" / "images"
+STORE = ROOT / "hack" / "images" / "store.sh"
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 LIMIT_SECONDS = 3600
 BUILD_WHEEL = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
@@ -111,9 +112,8 @@ def find_builder() -> list[str]:
         if shutil.which(program) and succeeds([program, "info"]):
             return [program]
     if shutil.which("buildah"):
-        home = OUT / "store"
-        own = ["--storage-driver", "vfs", "--root", str(home), "--runroot", str(OUT / "run")]
-        return ["buildah", *(own if os.geteuid() == 0 else [])]
+        own = subprocess.run([str(STORE)], check=True, capture_output=True, text=True, timeout=30).stdout.split()
+        return own if os.geteuid() == 0 else ["buildah"]
     raise Refused("no image builder: start docker, or install podman or buildah (Debian: apt-get install buildah)")
 
 
