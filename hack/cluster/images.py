@@ -96,8 +96,8 @@ def _finish(container: str, image: str, name: str) -> None:
 
 
 def _buildah(*arguments: str) -> str:
-    store = ["--storage-driver", "vfs", "--root", str(OUT / "store"), "--runroot", str(OUT / "run")]
-    return call("buildah", *store, *arguments, seconds=BUILD_SECONDS).strip()
+    buildah = call(str(ROOT / "hack" / "images" / "store.sh")).split()
+    return call(*buildah, *arguments, seconds=BUILD_SECONDS).strip()
 
 
 def clean() -> None:

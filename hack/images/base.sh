@@ -14,7 +14,7 @@ if [ ! -e "$out/rootfs/.complete" ]; then
     rm -rf "$out"/rootfs/usr/share/doc/* "$out"/rootfs/usr/share/man/* "$out"/rootfs/usr/share/locale/*
     touch "$out/rootfs/.complete"
 fi
-builder="buildah --storage-driver vfs --root $PWD/$out/store --runroot $PWD/$out/run"
+builder=$(hack/images/store.sh)
 container=$($builder from scratch)
 $builder add --quiet "$container" "$out/rootfs" /
 $builder commit --quiet "$container" local/python-base:1 > /dev/null

@@ -8,13 +8,14 @@
 
 Every wheel is checked against the hashes of requirements/image-*.txt; ours is built from this checkout. Nothing is
 downloaded while an image is built. The builder is docker, podman or buildah, the first that works; without a daemon,
-buildah as root (chroot isolation, vfs) is enough. Nothing is pushed.
+buildah as root (chroot isolation, a store of its own: store.sh) is enough. Nothing is pushed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from env import Refused, pip_command, tool_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "dist" / "images"
+STORE = ROOT / "hack" / "images" / "store.sh"
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 LIMIT_SECONDS = 3600
 BUILD_WHEEL = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
@@ -91,10 +93,17 @@ def fill(image: Image) -> None:
     wheels.mkdir(parents=True)
     call([sys.executable, "-c", BUILD_WHEEL, str(wheels)], f"building our wheel for {image.name}")
     fetch = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
-    fetch += ["--require-hashes", "-r", str(image.requirements), "-d", str(wheels)]
+    wanted = wheels.parent / "requirements.txt"
+    wanted.write_text(for_every_patch(image.requirements.read_text()))
+    fetch += ["--require-hashes", "-r", str(wanted), "-d", str(wheels)]
     call([*pip_command(), *fetch], f"fetching the wheels of {image.name}")
     size = sum(path.stat().st_size for path in wheels.iterdir())
     say(f"{image.name}: {len(list(wheels.iterdir()))} wheels, {size / 1e6:.0f} MB")
+
+
+def for_every_patch(requirements: str) -> str:
+    """What any patch release of this Python needs: the base image's may be older than the one that fetches."""
+    return re.sub(rf"python_full_version [<>=]+ '{re.escape(PYTHON)}\.\d+' and ", "", requirements)
 
 
 def find_builder() -> list[str]:
@@ -103,9 +112,8 @@ def find_builder() -> list[str]:
         if shutil.which(program) and succeeds([program, "info"]):
             return [program]
     if shutil.which("buildah"):
-        home = OUT / "store"
-        own = ["--storage-driver", "vfs", "--root", str(home), "--runroot", str(OUT / "run")]
-        return ["buildah", *(own if os.geteuid() == 0 else [])]
+        own = subprocess.run([str(STORE)], check=True, capture_output=True, text=True, timeout=30).stdout.split()
+        return own if os.geteuid() == 0 else ["buildah"]
     raise Refused("no image builder: start docker, or install podman or buildah (Debian: apt-get install buildah)")
 
 

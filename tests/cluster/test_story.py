@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.cluster.support import CHART, EXAMPLE, NAMESPACE, PAIR, RELEASE, ROOT, TLS, Body, Cluster, wait_for
@@ -12,7 +13,7 @@ HOT_EDITS = 50
 HOT_SECONDS = 2.0
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
-    *("--set=redis.embedded.image.repository=streamserve/redis", "--set=redis.embedded.image.tag=7"),
+    *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
 ]
 HTTP = f"""
 import json, ssl, urllib.request
@@ -43,12 +44,11 @@ def test_a_stream_pair_becomes_ready_and_serves_from_both_lanes(cluster: Cluster
     cluster.kubectl("apply", "-f", str(EXAMPLE), "-f", str(ROOT / "tests" / "cluster" / "client.yaml"))
     cluster.kubectl("wait", "--for=condition=Ready", f"streampair/{PAIR}", "--timeout=180s", seconds=200)
     cluster.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
-    lanes = set()
-    for number in range(8):
-        chunks = cluster.generate(f"Prompt number {number}", "--max-tokens", "16", "--ignore-eos")
-        assert sum(len(chunk["token_ids"]) for chunk in chunks) == 16
-        lanes.add(chunks[-1]["route"]["lane"])
-    assert lanes == {"lane-0", "lane-1"}
+    with ThreadPoolExecutor(8) as many:
+        prompts = [f"Prompt number {number}" for number in range(8)]
+        answers = list(many.map(lambda prompt: cluster.generate(prompt, "--max-tokens=256", "--ignore-eos"), prompts))
+    assert [sum(len(chunk["token_ids"]) for chunk in chunks) for chunks in answers] == [256] * len(prompts)
+    assert {chunks[-1]["route"]["lane"] for chunks in answers} == {"lane-0", "lane-1"}
 
 
 def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
@@ -96,21 +96,32 @@ def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(clus
     assert fewest >= 1, "one lane of two may be away"
 
 
-def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recovers(cluster: Cluster) -> None:
-    image = cluster.pair()["spec"]["engine"]["image"]
+BAD = {
+    "an image that does not exist": (
+        {"engine": {"image": "streamserve/worker:absent"}},
+        "streamserve/worker:absent",
+    ),
+    "a flag that the engine refuses": ({"decode": {"engine": {"args": {"max-num-seqs": "many"}}}}, "max-num-seqs"),
+}
+
+
+@pytest.mark.parametrize(("edit", "named"), BAD.values(), ids=BAD)
+def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recovers(
+    cluster: Cluster, edit: Body, named: str
+) -> None:
+    spec = cluster.pair()["spec"]
+    good = {part: spec[part] for part in edit}
     with cluster.traffic() as traffic:
-        cluster.edit({"engine": {"image": "streamserve/worker:absent"}})
+        cluster.edit(edit)
         found = wait_for(
-            lambda: next(
-                (each for each in _conditions(cluster) if "streamserve/worker:absent" in each["message"]), None
-            ),
-            60,
-            "a condition names the image",
+            lambda: next((each for each in _conditions(cluster) if named in each["message"]), None),
+            30,
+            f"a condition says {named}",
             cluster.state,
         )
         assert "llama-" in found["message"], "it names the pod"
-        assert cluster.ready_lanes() >= 1
-        cluster.edit({"engine": {"image": image}})
+        assert cluster.ready_lanes() == 1
+        cluster.edit(good)
         cluster.until("Ready", "True", 240)
     assert traffic.failed == []
     assert traffic.answered > 0

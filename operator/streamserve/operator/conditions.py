@@ -201,7 +201,8 @@ def _progressing(facts: Facts) -> Condition:
         return Condition("Progressing", "False", "Complete", "every lane is as wanted")
     outdated = sum(lane.revision != facts.desired.wanted.revision for lane in now.lanes)
     if outdated:
-        return Condition("Progressing", "True", "RolloutUnderWay", f"{outdated} lanes are of another revision")
+        message = f"{outdated} of {len(now.lanes)} lanes are of another revision"
+        return Condition("Progressing", "True", "RolloutUnderWay", message)
     return Condition("Progressing", "True", "LanesStarting", f"{facts.ready_lanes} lanes take traffic")
 
 
@@ -261,9 +262,12 @@ def _cannot_start(pod: Pod) -> str:
 
 
 def _crashes(pod: Pod) -> str:
-    if pod.restarts < FAILURES_LIMIT or pod.ready:
+    """One that has never taken traffic cannot start; one that has is let off until it dies over and over."""
+    never_served = pod.gate is None
+    if pod.ready or pod.restarts < (1 if never_served else FAILURES_LIMIT):
         return ""
-    return f"restarted {pod.restarts} times; its last words: {pod.last_words or 'none'}"
+    times = "once" if pod.restarts == 1 else f"{pod.restarts} times"
+    return f"restarted {times}; its last words: {pod.last_words or 'none'}"
 
 
 def _unschedulable(pod: Pod) -> str:

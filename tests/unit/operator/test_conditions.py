@@ -94,7 +94,15 @@ CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]]
         pods(lambda pod: replace(pod, ready=False, restarts=7, last_words="out of memory")),
         {"Degraded": ("True", "CrashLoop", "restarted 7 times; its last words: out of memory")},
     ),
-    "a worker that died once is no reason to wake anybody": (
+    "a worker that has never served says at once what it dies of": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate=None, restarts=1, last_words="no such flag")),
+        {
+            "Degraded": ("True", "CrashLoop", "restarted once; its last words: no such flag"),
+            "Ready": ("False", "CrashLoop", "no such flag"),
+        },
+    ),
+    "a worker that served and died once is no reason to wake anybody": (
         {},
         pods(lambda pod: replace(pod, ready=False, restarts=1, last_words="out of memory")),
         {"Degraded": ("False", "AsExpected", "")},
