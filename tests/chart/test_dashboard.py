@@ -3,6 +3,10 @@
 Scraped: a router and the workers of two lanes (simulator engines) under load, and an operator on a real API server.
 For a few seconds no KV moves and a StreamPair is edited, so that there is something to see of failures and of
 reconciles too. The labels that the chart's monitors add are those of the scrape configuration here.
+
+docs/operate/dashboard.svg is drawn from such answers, after a minute of load:
+
+    STREAMSERVE_PICTURE=write .venv/bin/python -m pytest tests/chart/test_dashboard.py
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
 import subprocess
 import time
 import urllib.parse
@@ -22,6 +28,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from tests.chart.conftest import CHART, ROOT
+from tests.chart.picture import Drawn, Point, svg
 from tests.support.api_server import ApiServer
 from tests.support.operator_bench import OperatorBench
 from tests.support.processes import LocalFleet, Process, free_port, wait_until
@@ -30,7 +37,9 @@ from tests.support.steady_load import SteadyLoad
 from streamserve.contract.streampair.crd import definitions
 
 SIGNALS = ROOT / "examples" / "cluster" / "autoscaling" / "signals.yaml"
-NAMESPACE, SCRAPE_SECONDS, LOAD_SECONDS, FAULT_SECONDS = "llm", 1, 12.0, 3.0
+PICTURE = ROOT / "docs" / "operate" / "dashboard.svg"
+DRAWS = os.environ.get("STREAMSERVE_PICTURE") == "write"
+NAMESPACE, SCRAPE_SECONDS, LOAD_SECONDS, FAULT_SECONDS = "llm", 1, 60.0 if DRAWS else 12.0, 3.0
 ANSWER_SECONDS = 60.0
 Queries = dict[str, str]
 
@@ -63,6 +72,15 @@ class Prometheus:
         """One number for each series of the answer now."""
         answer = self.get("/api/v1/query?" + urllib.parse.urlencode({"query": query}))
         return [float(series["value"][1]) for series in answer["data"]["result"]]
+
+    def series(self, query: str, start: float, end: float) -> list[tuple[dict[str, str], list[Point]]]:
+        """Labels and points of each series of the answer over that time."""
+        asked = {"query": query, "start": start, "end": end, "step": SCRAPE_SECONDS}
+        answer = self.get("/api/v1/query_range?" + urllib.parse.urlencode(asked))
+        return [
+            (found["metric"], [(at, float(value)) for at, value in found["values"] if math.isfinite(float(value))])
+            for found in answer["data"]["result"]
+        ]
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
@@ -127,17 +145,31 @@ async def load(fleet: LocalFleet, bench: OperatorBench) -> None:
         await asyncio.sleep(LOAD_SECONDS / 2)
 
 
-def queries() -> Queries:
-    """As Grafana would send them, by panel and legend."""
-    chosen = {"$namespace": NAMESPACE, "$pair": "tiny", "$__rate_interval": "2m"}
-    found = {}
+def panels() -> list[dict[str, Any]]:
+    """Of the dashboard, each with the title of its row."""
+    found, row = [], ""
     for panel in json.loads((CHART / "dashboard.json").read_text())["panels"]:
-        for target in panel.get("targets", ()):
-            query = target["expr"]
-            for variable, value in chosen.items():
-                query = query.replace(variable, value)
-            found[f"{panel['title']}: {target['legendFormat']}"] = query
+        if panel["type"] == "row":
+            row = panel["title"]
+        else:
+            found.append({**panel, "row": row})
     return found
+
+
+def sent(query: str, interval: str) -> str:
+    """As Grafana would send it."""
+    for variable, value in {"$namespace": NAMESPACE, "$pair": "tiny", "$__rate_interval": interval}.items():
+        query = query.replace(variable, value)
+    return query
+
+
+def queries() -> Queries:
+    """By panel and legend."""
+    return {
+        f"{panel['title']}: {target['legendFormat']}": sent(target["expr"], "2m")
+        for panel in panels()
+        for target in panel["targets"]
+    }
 
 
 def silent_after(prometheus: Prometheus, asked: Queries) -> set[str]:
@@ -154,6 +186,28 @@ def test_every_query_of_the_dashboard_returns_data(prometheus: Prometheus) -> No
     asked = queries()
     assert len(asked) > 50
     assert silent_after(prometheus, asked) == set()
+    if DRAWS:
+        PICTURE.write_text(picture(prometheus))
+
+
+def picture(prometheus: Prometheus) -> str:
+    """What the load brought, panel by panel; a legend's names are filled in from the labels."""
+    end = time.time()
+    start = end - LOAD_SECONDS - 2 * FAULT_SECONDS
+    drawn = []
+    for panel in panels():
+        series = {
+            named(target["legendFormat"], labels): points
+            for target in panel["targets"]
+            for labels, points in prometheus.series(sent(target["expr"], "15s"), start, end)
+            if points
+        }
+        drawn.append(Drawn(panel["row"], panel["title"], panel["fieldConfig"]["defaults"]["unit"], series))
+    return svg(f"Drawn from Prometheus' answers over {end - start:.0f} s of a simulated fleet; not Grafana", drawn)
+
+
+def named(legend: str, labels: dict[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: labels[name[1]], legend)
 
 
 def test_every_rule_is_evaluated_and_every_signal_recorded(prometheus: Prometheus) -> None:
