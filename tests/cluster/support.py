@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
 NAMESPACE = "serving"
+ENGINES = "engines"
 RELEASE = "streamserve"
 PAIR = "llama"
 CLIENT = "client"
@@ -127,7 +129,7 @@ class Cluster:
 
     def generate(self, prompt: str, *arguments: str, seconds: float = 60.0) -> list[Body]:
         """The chunks of one answer, as `streamserve generate --json` prints them in the client's pod."""
-        command = [*_generate(), "--json", *arguments, prompt]
+        command = [*generate_command(), "--json", *arguments, prompt]
         text = self.kubectl("exec", CLIENT, "--", *command, seconds=seconds)
         return [json.loads(line) for line in text.splitlines()]
 
@@ -135,7 +137,7 @@ class Cluster:
     def traffic(self) -> Iterator[Traffic]:
         """A client that sends one request after another for as long as the block lasts, from its pod."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
-        command = [*own, "exec", "-i", CLIENT, "--", "sh", "-c", _LOOP.format(command=" ".join(_generate()))]
+        command = [*own, "exec", "-i", CLIENT, "--", "sh", "-c", _LOOP.format(command=" ".join(generate_command()))]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             traffic = Traffic()
             assert child.stdin is not None
@@ -177,7 +179,16 @@ rm -f /tmp/stop
 """
 
 
-def _generate() -> Sequence[str]:
+def generate_command(pair: str = PAIR, namespace: str = NAMESPACE) -> Sequence[str]:
+    """The client of the command line, as it runs in a pod of the namespace."""
     files = (("ca", "ca.crt"), ("certificate", "tls.crt"), ("key", "tls.key"))
     tls = [part for flag, name in files for part in (f"--tls-{flag}", f"{TLS}/{name}")]
-    return ["streamserve", "generate", "--server", f"{PAIR}-router.{NAMESPACE}.svc:50051", *tls]
+    return ["streamserve", "generate", "--server", f"{pair}-router.{namespace}.svc:50051", *tls]
+
+
+def library(name: str) -> Path:
+    """A shared library of this machine."""
+    rows = run("ldconfig", "-p").stdout.splitlines()
+    found = [row.rpartition(" => ")[2] for row in rows if row.split()[:1] == [name]]
+    assert found, f"{name} is not installed; vLLM needs it"
+    return Path(found[0]).resolve()

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.cluster.support import CHART, EXAMPLE, NAMESPACE, PAIR, RELEASE, ROOT, TLS, Body, Cluster, wait_for
+from tests.cluster.support import (
+    CHART,
+    ENGINES,
+    EXAMPLE,
+    HERE,
+    NAMESPACE,
+    PAIR,
+    RELEASE,
+    ROOT,
+    TLS,
+    Body,
+    Cluster,
+    generate_command,
+    library,
+    wait_for,
+)
 
+SITE = sysconfig.get_paths()["purelib"]
+PROMPT = "The tide comes in twice a day, because"
 HOT_EDITS = 50
 HOT_SECONDS = 2.0
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
     *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
+    f"--set=namespaces={{{NAMESPACE},{ENGINES}}}",
 ]
 HTTP = f"""
 import json, ssl, urllib.request
@@ -33,7 +52,8 @@ def test_two_nodes_are_ready_and_have_gpus(cluster: Cluster) -> None:
 
 
 def test_the_chart_installs_under_restricted_pod_security(cluster: Cluster) -> None:
-    cluster.try_kubectl("create", "namespace", NAMESPACE)
+    for namespace in (NAMESPACE, ENGINES):
+        cluster.try_kubectl("create", "namespace", namespace)
     level = "pod-security.kubernetes.io/enforce=restricted"
     cluster.kubectl("label", "--overwrite", "namespace", NAMESPACE, level)
     cluster.helm(*INSTALL)
@@ -41,7 +61,7 @@ def test_the_chart_installs_under_restricted_pod_security(cluster: Cluster) -> N
 
 
 def test_a_stream_pair_becomes_ready_and_serves_from_both_lanes(cluster: Cluster) -> None:
-    cluster.kubectl("apply", "-f", str(EXAMPLE), "-f", str(ROOT / "tests" / "cluster" / "client.yaml"))
+    cluster.kubectl("apply", "-f", str(EXAMPLE), "-f", str(HERE / "client.yaml"))
     cluster.kubectl("wait", "--for=condition=Ready", f"streampair/{PAIR}", "--timeout=180s", seconds=200)
     cluster.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
     with ThreadPoolExecutor(8) as many:
@@ -55,6 +75,29 @@ def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
     answer: Body = json.loads(cluster.kubectl("exec", "client", "--", "python3", "-c", HTTP))
     assert answer["choices"][0]["message"]["content"]
     assert answer["usage"]["completion_tokens"] == 8
+
+
+def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(cluster: Cluster) -> None:
+    """vLLM on the nodes' CPUs. The environment is this machine's, mounted: such a namespace is not restricted."""
+    text = (HERE / "engines.yaml").read_text()
+    for name, path in (
+        ("MODELS", ROOT / "examples" / "models"),
+        ("ENVIRONMENT", SITE),
+        ("NUMA", library("libnuma.so.1")),
+    ):
+        text = text.replace(name, str(path))
+    there = f"--namespace={ENGINES}"
+    cluster.kubectl(there, "apply", "-f", "-", given=text)
+    cluster.kubectl(there, "apply", "-f", str(HERE / "client.yaml"))
+    cluster.kubectl(there, "wait", "--for=condition=Ready", "streampair/tiny", "--timeout=400s", seconds=420)
+    cluster.kubectl(there, "wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+    before = _kv_bytes(cluster)
+    command = generate_command("tiny", ENGINES)
+    text = cluster.kubectl(there, "exec", "client", "--", *command, "--json", "--max-tokens=64", "--ignore-eos", PROMPT)
+    chunks: list[Body] = [json.loads(line) for line in text.splitlines()]
+    assert sum(len(chunk["token_ids"]) for chunk in chunks) == 64
+    assert _kv_bytes(cluster) > before
+    cluster.kubectl(there, "delete", "streampair/tiny", "pod/client", "--timeout=120s", seconds=130)
 
 
 def test_a_hot_edit_is_obeyed_within_two_seconds_each_of_many_times(cluster: Cluster) -> None:
@@ -177,6 +220,17 @@ def test_uninstalling_leaves_nothing_but_the_crds(cluster: Cluster) -> None:
     crds = cluster.get("customresourcedefinitions")["items"]
     names = {each["metadata"]["name"] for each in crds if each["metadata"]["name"].endswith("streamserve.io")}
     assert names == {"streampairs.streamserve.io", "streampairscalers.streamserve.io"}
+
+
+def _kv_bytes(cluster: Cluster) -> float:
+    """What the decode worker has pulled, by its own counter."""
+    selector = "--selector=streamserve.io/role=decode"
+    (pod,) = json.loads(cluster.kubectl(f"--namespace={ENGINES}", "get", "pods", selector, "-o=json"))["items"]
+    path = f"/api/v1/namespaces/{ENGINES}/pods/{pod['metadata']['name']}:9090/proxy/metrics"
+    rows = cluster.kubectl("get", "--raw", path).splitlines()
+    return sum(
+        float(row.rpartition(" ")[2]) for row in rows if row.startswith("streamserve_worker_kv_transfer_bytes_total")
+    )
 
 
 def _conditions(cluster: Cluster) -> list[Body]:

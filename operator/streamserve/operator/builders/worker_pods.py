@@ -33,6 +33,8 @@ CONTAINER: Final = "worker"
 _SHARED_MEMORY: Final = {EngineKind.VLLM: "4Gi", EngineKind.SIMULATOR: "64Mi"}
 _STARTUP_PERIOD_SECONDS: Final = 5
 _QUIET: Final = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Workers are pods of their own: what UCX takes for memory shared with a pod of the same node is not.
+_TRANSPORTS: Final = {"UCX_TLS": "^sm"}
 _ANY_LANE: Final = 0
 _NO_REVISION: Final = "0000000000"
 
@@ -145,7 +147,7 @@ def _arguments(pair: StreamPair, site: Site, lane: int, slot: Slot, revision: st
 def _environment(kind: EngineKind, site: Site, found: weights.Weights) -> list[dict[str, Any]]:
     variables = [parts.from_field("POD_IP", "status.podIP"), *parts.environment("worker", site)]
     if kind is EngineKind.VLLM:
-        quiet = _QUIET | ({"HF_HUB_OFFLINE": "1"} if found.offline else {})
+        quiet = _QUIET | _TRANSPORTS | ({"HF_HUB_OFFLINE": "1"} if found.offline else {})
         variables += [{"name": name, "value": value} for name, value in quiet.items()]
     if found.token is not None:
         variables.append(parts.from_secret(weights.TOKEN_VARIABLE, found.token.name, found.token.key))
