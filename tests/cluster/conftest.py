@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +55,13 @@ def timed(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    failed = len(terminalreporter.stats.get("failed", ())) + len(terminalreporter.stats.get("error", ()))
-    if TIMES:
-        terminalreporter.write_line(json.dumps({"failed": failed, "step_seconds": TIMES}))
+    """The result, as bench/results/cluster-DATE.json holds it."""
+    if not TIMES:
+        return
+    counted = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error")}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    stamp = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.stdout.strip()}
+    machine = {"cores": os.cpu_count(), "kernel": platform.release()}
+    terminalreporter.write_line(json.dumps({**stamp, "machine": machine, **counted, "step_seconds": TIMES}))

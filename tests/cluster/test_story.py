@@ -77,7 +77,9 @@ def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
     assert answer["usage"]["completion_tokens"] == 8
 
 
-def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(cluster: Cluster) -> None:
+def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(
+    cluster: Cluster, request: pytest.FixtureRequest
+) -> None:
     """vLLM on the nodes' CPUs. The environment is this machine's, mounted: such a namespace is not restricted."""
     text = (HERE / "engines.yaml").read_text()
     for name, path in (
@@ -87,6 +89,9 @@ def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(cluster: C
     ):
         text = text.replace(name, str(path))
     there = f"--namespace={ENGINES}"
+    request.addfinalizer(
+        lambda: cluster.try_kubectl(there, "delete", "streampair/tiny", "pod/client", "--timeout=120s", seconds=130)
+    )
     cluster.kubectl(there, "apply", "-f", "-", given=text)
     cluster.kubectl(there, "apply", "-f", str(HERE / "client.yaml"))
     cluster.kubectl(there, "wait", "--for=condition=Ready", "streampair/tiny", "--timeout=400s", seconds=420)
@@ -97,7 +102,6 @@ def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(cluster: C
     chunks: list[Body] = [json.loads(line) for line in text.splitlines()]
     assert sum(len(chunk["token_ids"]) for chunk in chunks) == 64
     assert _kv_bytes(cluster) > before
-    cluster.kubectl(there, "delete", "streampair/tiny", "pod/client", "--timeout=120s", seconds=130)
 
 
 def test_a_hot_edit_is_obeyed_within_two_seconds_each_of_many_times(cluster: Cluster) -> None:
