@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.support.calls import generate, request
-from tests.support.processes import LocalFleet
+from tests.support.processes import LocalFleet, wait_until
 
 from streamserve.contract.runtime_config import FailurePolicy
 from streamserve.worker.pipeserve.simulated_tokens import encode, expected_token
@@ -67,6 +67,10 @@ def test_strict_refuses_and_says_that_the_transfer_failed(fleet: LocalFleet) -> 
 
 
 def test_afterwards_kv_moves_again(fleet: LocalFleet) -> None:
-    answer = generate(fleet.grpc, request(PROMPT, max_tokens=8, ignore_eos=True))
-    assert answer.route.prefill_mode == "remote"
-    assert answer.usage.kv_transfer_bytes > 0
+    """Not at once: the simulator looks at its faults every 0.1 s."""
+
+    def moves() -> bool:
+        answer = generate(fleet.grpc, request(PROMPT, max_tokens=8, ignore_eos=True))
+        return answer.error is None and answer.route.prefill_mode == "remote" and answer.usage.kv_transfer_bytes > 0
+
+    wait_until(moves, seconds=5.0, what="KV moves")
