@@ -125,16 +125,20 @@ class Program:
         print(f"{self.name}: {text}", file=sys.stderr, flush=True)
 
 
-def command_line(program: Program, description: str, argv: Sequence[str] | None) -> int:
-    """What every build.py does: build and print the path, or with --path only print it."""
-    parser = argparse.ArgumentParser(prog=f"{program.module.name}/build.py", description=description)
+def command_line(programs: Sequence[Program], description: str, argv: Sequence[str] | None) -> int:
+    """What every build.py does: build a program (the first unless one is named) and print its path, or with --path
+    only print it."""
+    names = {program.name: program for program in programs}
+    parser = argparse.ArgumentParser(prog=f"{programs[0].module.name}/build.py", description=description)
+    parser.add_argument("program", nargs="?", default=programs[0].name, choices=[*names, "all"])
     parser.add_argument("--path", action="store_true", help="only print where the binary is, or would be")
     args = parser.parse_args(argv)
-    try:
-        print(program.binary() if args.path else program.build(), flush=True)
-    except Failed as reason:
-        print(f"{program.name}: {reason}", file=sys.stderr)
-        return 1
+    for program in programs if args.program == "all" else [names[args.program]]:
+        try:
+            print(program.binary() if args.path else program.build(), flush=True)
+        except Failed as reason:
+            print(f"{program.name}: {reason}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -9,13 +9,11 @@ How, and where the cache is: hack/go_programs.py. A cold build takes 5 to 20 min
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from go_programs import Failed, Program
+from go_programs import Program, command_line
 
 HERE = Path(__file__).resolve().parent
 
@@ -27,23 +25,7 @@ APISERVER = Program("apiserver", HERE, "./apiserver", ("apiserver/main.go",), LI
 KUBERNETES = Program("kubernetes", HERE, "./kubernetes", ("kubernetes/main.go",), LINKED)
 PAUSE = Program("pause", HERE, "./pause", ("pause/main.go",))
 COREDNS = Program("coredns", HERE / "coredns", ".", ("main.go",))
-PROGRAMS = {program.name: program for program in (APISERVER, KUBERNETES, PAUSE, COREDNS)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="hack/cluster/build.py", description="Build the tests' programs, once.")
-    parser.add_argument("program", nargs="?", default=APISERVER.name, choices=[*PROGRAMS, "all"])
-    parser.add_argument("--path", action="store_true", help="only print where it is, or would be")
-    args = parser.parse_args(argv)
-    wanted = list(PROGRAMS.values()) if args.program == "all" else [PROGRAMS[args.program]]
-    for program in wanted:
-        try:
-            print(program.binary() if args.path else program.build(), flush=True)
-        except Failed as reason:
-            print(f"{program.name}: {reason}", file=sys.stderr)
-            return 1
-    return 0
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    programs = [APISERVER, KUBERNETES, PAUSE, COREDNS]
+    sys.exit(command_line(programs, "Build the programs of the tests' clusters, once.", None))

@@ -10,7 +10,6 @@ Each is an archive in dist/images, built anew when what it is made of has change
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -98,7 +97,3 @@ def _finish(container: str, image: str, name: str) -> None:
 def _buildah(*arguments: str) -> str:
     buildah = call(str(ROOT / "hack" / "images" / "store.sh")).split()
     return call(*buildah, *arguments, seconds=BUILD_SECONDS).strip()
-
-
-def clean() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)

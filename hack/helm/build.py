@@ -34,4 +34,4 @@ HELM = Program(
 )
 
 if __name__ == "__main__":
-    sys.exit(command_line(HELM, "Build Helm, once.", None))
+    sys.exit(command_line([HELM], "Build Helm, once.", None))

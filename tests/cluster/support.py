@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.processes import wait_until
+
+LOOK_SECONDS = 0.2
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "serving"
@@ -28,15 +30,6 @@ Body = dict[str, Any]
 
 def run(*command: str, given: str | None = None, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=given, check=False, capture_output=True, text=True, timeout=seconds)
-
-
-def wait_for(look: Callable[[], Any], seconds: float, what: str, explain: Callable[[], str] = lambda: "") -> Any:
-    """The first truthy answer."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{explain()}"
-        time.sleep(0.2)
-    return found
 
 
 @dataclass(slots=True)
@@ -66,6 +59,10 @@ class Cluster:
         assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr.strip()}\n{self.state()}"
         return done.stdout
 
+    def wait(self, look: Callable[[], Any], seconds: float, what: str, explain: Callable[[], str] | None = None) -> Any:
+        """The first true answer. A failure tells what `explain` finds, or the state of everything."""
+        return wait_until(look, seconds=seconds, what=what, every_seconds=LOOK_SECONDS, explain=explain or self.state)
+
     # StreamPairs and their pods
 
     def pair(self) -> Body:
@@ -83,7 +80,7 @@ class Cluster:
             found = self.condition(kind)
             return found if found.get("status") == status and reason in ("", found.get("reason")) else None
 
-        found: Body = wait_for(is_so, seconds, f"{kind} is {status} {reason}", self.state)
+        found: Body = self.wait(is_so, seconds, f"{kind} is {status} {reason}")
         return found
 
     def edit(self, spec: Body) -> None:

@@ -22,7 +22,6 @@ from tests.cluster.support import (
     Cluster,
     generate_command,
     library,
-    wait_for,
 )
 
 SITE = sysconfig.get_paths()["purelib"]
@@ -160,11 +159,10 @@ def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recove
     good = {part: spec[part] for part in edit}
     with cluster.traffic() as traffic:
         cluster.edit(edit)
-        found = wait_for(
+        found = cluster.wait(
             lambda: next((each for each in _conditions(cluster) if named in each["message"]), None),
             30,
             f"a condition says {named}",
-            cluster.state,
         )
         assert "llama-" in found["message"], "it names the pod"
         assert cluster.ready_lanes() == 1
@@ -177,10 +175,10 @@ def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recove
 def test_lanes_are_added_and_drained_by_kubectl_scale(cluster: Cluster) -> None:
     kept = cluster.makes()
     cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=3")
-    wait_for(lambda: cluster.ready_lanes() == 3, 120, "three lanes", cluster.state)
+    cluster.wait(lambda: cluster.ready_lanes() == 3, 120, "three lanes")
     with cluster.traffic() as traffic:
         cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=2")
-        wait_for(lambda: len(cluster.pods("decode")) == 2, 120, "two lanes", cluster.state)
+        cluster.wait(lambda: len(cluster.pods("decode")) == 2, 120, "two lanes")
     assert traffic.failed == []
     assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
 
@@ -191,7 +189,7 @@ def test_an_upgrade_that_changes_nothing_touches_no_pod(cluster: Cluster) -> Non
     time.sleep(5)
     assert cluster.makes() == before
     cluster.helm(*INSTALL, "--set=operator.logLevel=Debug")
-    wait_for(lambda: cluster.condition("Ready").get("status") == "True", 60, "Ready", cluster.state)
+    cluster.wait(lambda: cluster.condition("Ready").get("status") == "True", 60, "Ready")
     time.sleep(5)
     assert cluster.makes() == before, "a new operator that renders the same pods leaves them alone"
     cluster.helm("rollback", RELEASE, "--wait", "--timeout=3m")
@@ -201,13 +199,13 @@ def test_an_upgrade_that_changes_nothing_touches_no_pod(cluster: Cluster) -> Non
 def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster) -> None:
     cluster.kubectl("scale", f"deployment/{RELEASE}-operator", "--replicas=0")
     cluster.kubectl("delete", "streampair", PAIR, "--timeout=60s")
-    selector = "--selector=app.kubernetes.io/managed-by=streamserve"
-    kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,poddisruptionbudgets,networkpolicies"
-    wait_for(
-        lambda: not cluster.get(kinds, f"--selector=streamserve.io/pair={PAIR}")["items"],
+    kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,poddisruptionbudgets,streampairscalers"
+    mine = f"--selector=streamserve.io/pair={PAIR}"
+    cluster.wait(
+        lambda: not cluster.get(kinds, mine)["items"],
         120,
-        "nothing of it is left",
-        lambda: cluster.kubectl("get", kinds, selector),
+        "nothing is left",
+        lambda: cluster.kubectl("get", kinds, mine),
     )
 
 
@@ -220,7 +218,7 @@ def test_uninstalling_leaves_nothing_but_the_crds(cluster: Cluster) -> None:
         names = [each["metadata"]["name"] for each in cluster.get(kinds)["items"]]
         return [name for name in names if name not in ("default", "kube-root-ca.crt")]
 
-    wait_for(lambda: not left(), 60, "nothing is left", lambda: str(left()))
+    cluster.wait(lambda: not left(), 60, "nothing is left", lambda: str(left()))
     crds = cluster.get("customresourcedefinitions")["items"]
     names = {each["metadata"]["name"] for each in crds if each["metadata"]["name"].endswith("streamserve.io")}
     assert names == {"streampairs.streamserve.io", "streampairscalers.streamserve.io"}

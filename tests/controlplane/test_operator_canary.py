@@ -7,13 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import pytest
-from tests.support.api_server import ApiServer
 from tests.support.operator_bench import PAIR, OperatorBench
 from tests.support.processes import wait_until
 
@@ -27,14 +22,6 @@ from streamserve.operator.edge.evidence import RECENT
 MINUTES = 48
 WOBBLE = (0.97, 1.04, 1.0, 0.95, 1.03, 1.02, 0.96, 1.01, 0.99, 1.05)
 VERDICT_SECONDS = 45.0
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OperatorBench]:
-    name = f"canary-{crc32(request.node.name.encode()):08x}"
-    with OperatorBench(server, tmp_path, name) as bench:
-        bench.kubelet.start()
-        yield bench
 
 
 def tried(bench: OperatorBench, hold_seconds: int) -> None:

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from zlib import crc32
 
-import pytest
-from tests.support.api_server import ApiServer
 from tests.support.operator_bench import LEASE_SECONDS, PAIR, OperatorBench
 from tests.support.processes import wait_until
 
 from streamserve.contract.keys import LANES_TTL_MS, Keyspace
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OperatorBench]:
-    name = f"leaders-{crc32(request.node.name.encode()):08x}"
-    with OperatorBench(server, tmp_path, name) as bench:
-        bench.kubelet.start()
-        yield bench
 
 
 def test_an_operator_that_is_killed_anywhere_is_followed_by_one_that_ends_the_same(bench: OperatorBench) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
-from tests.support.api_server import ApiServer
 from tests.support.operator_bench import MERGE, PAIR, SPEC, OperatorBench
 from tests.support.processes import Process, wait_until
 
@@ -32,14 +28,6 @@ WHOLE = {
     ("PodDisruptionBudget", "llama-router"),
 }
 REST_SECONDS = 15.0
-
-
-@pytest.fixture
-def bench(server: ApiServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OperatorBench]:
-    name = f"life-{crc32(request.node.name.encode()):08x}"
-    with OperatorBench(server, tmp_path, name) as bench:
-        bench.kubelet.start()
-        yield bench
 
 
 @pytest.fixture

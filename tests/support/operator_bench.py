@@ -212,12 +212,14 @@ class OperatorBench:
             now = found.get("observedGeneration") == body.get("metadata", {}).get("generation")
             return found if now and found["status"] == status and reason in ("", found["reason"]) else None
 
-        try:
-            condition: Body = wait_until(is_so, seconds=seconds, what=f"{kind} is {status}", every_seconds=0.05)
-        except AssertionError as error:
-            status_ = (self.one("StreamPair", name) or {}).get("status")
+        def state() -> str:
+            said = (self.one("StreamPair", name) or {}).get("status")
             logs = "\n".join(f"{each.name}:\n{each.log[-3000:]}" for each in self.operators.values())
-            raise AssertionError(f"{error}; {json.dumps(status_, indent=1)}\n{logs}") from None
+            return f"{json.dumps(said, indent=1)}\n{logs}"
+
+        condition: Body = wait_until(
+            is_so, seconds=seconds, what=f"{kind} is {status}", every_seconds=0.05, explain=state
+        )
         return condition
 
     def until_quiet(self, operator: Process, *, seconds: float = 30.0, quiet_seconds: float = 1.5) -> None:

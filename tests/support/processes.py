@@ -50,14 +50,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every_seconds: float = 0.02) -> Any:
-    """The first true value of `condition`. Raises AssertionError with `what` when time is over."""
+def wait_until(
+    condition: Callable[[], Any],
+    *,
+    seconds: float,
+    what: str,
+    every_seconds: float = 0.02,
+    explain: Callable[[], str] = lambda: "",
+) -> Any:
+    """The first true value of `condition`. Raises AssertionError with `what`, and what `explain` finds then, when time
+    is over."""
     end = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
+            raise AssertionError(f"not within {seconds:g} s: {what}; {explain()}".removesuffix("; "))
         time.sleep(every_seconds)
 
 

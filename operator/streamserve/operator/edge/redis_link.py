@@ -102,10 +102,9 @@ class RedisLink:
         matched = [found for name in await self._names("goodput") if (found := _GOODPUT_KEY.fullmatch(name))]
         asked = [found for found in matched if (found[1], found[2]) in newest]
         records: dict[Key, dict[str, list[GoodputMinute]]] = {}
-        for some in _chunks(asked):
-            for found, values in zip(some, await self._lists(some, newest), strict=True):
-                decoded = [record for value in values if (record := record_of(value)) is not None]
-                records.setdefault((found[1], found[2]), {})[found[3]] = decoded
+        for found, values in zip(asked, await self._lists(asked, newest), strict=True):
+            decoded = [record for value in values if (record := record_of(value)) is not None]
+            records.setdefault((found[1], found[2]), {})[found[3]] = decoded
         return records
 
     async def _lists(self, asked: Sequence[re.Match[str]], newest: Mapping[Key, int]) -> list[list[bytes]]:
