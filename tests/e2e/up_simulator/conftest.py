@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import command_line
 
 from streamserve.runtime import grpc as transport
 from streamserve.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -113,9 +114,13 @@ class Up:
 
     def find(self, *words: str) -> psutil.Process:
         """The one process whose command line has these words."""
-        found = [p for p in self.processes() if p.pid != self.pid and all(w in " ".join(_cmdline(p)) for w in words)]
+        found = [process for process in self.with_words(*words) if process.pid != self.pid]
         assert len(found) == 1, (words, found)
         return found[0]
+
+    def with_words(self, *words: str) -> list[psutil.Process]:
+        """Those whose command line has all of these words."""
+        return [p for p in self.processes() if all(word in " ".join(command_line(p)) for word in words)]
 
     def states(self) -> dict[str, tuple[str, str]]:
         """Lane → (state, revision), as the router sees it; empty while the router does not answer."""
@@ -143,13 +148,6 @@ class Up:
         if self.process is not None:
             self.process.wait(10)
         shutil.rmtree(self.run_dir, ignore_errors=True)
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def _is_ours(process: psutil.Process, mark: str, run_dir: str) -> bool:

@@ -78,4 +78,4 @@ def test_a_replica_is_added_to_every_lane_and_drained_again(up: Any) -> None:
 
 
 def _workers(up: Any, name: str) -> list[Any]:
-    return [process for process in up.processes() if f"--id {name} " in " ".join(process.cmdline())]
+    return list(up.with_words(f"--id {name} "))

@@ -6,14 +6,10 @@ destructive ones last; then the lane with planted faults, once the shared fleet 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-
 from plain_reference import Reference, compute
 from real_fleet import Fleets, RealFleet
 

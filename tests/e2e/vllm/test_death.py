@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 from plain_reference import Reference
+from processes import command_line
 from real_fleet import Answer, RealFleet
 
 from streamserve.contract.errors import Retryable
@@ -123,13 +124,10 @@ def shape_of(fleet: RealFleet) -> Counter[str]:
 
 
 def kind_of(process: psutil.Process) -> str:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return "gone"
+    command = command_line(process)
     if "-m" in command:
         return command[command.index("-m") + 1]
-    return command[0].split(" ")[0] if command else process.name()
+    return command[0].split(" ")[0] if command else "gone"
 
 
 async def whole_again(fleet: RealFleet, shape: Counter[str], doomed: set[psutil.Process], end: float) -> None:
