@@ -7,7 +7,7 @@ TIERS := $(wildcard tests/unit tests/contract tests/e2e)
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test test-unit test-e2e test-controlplane cluster-up cluster-down test-cluster test-vllm-0.26 \
+.PHONY: help env demo up test test-unit test-e2e test-controlplane test-faults cluster-up cluster-down test-cluster test-vllm-0.26 \
 	check check-chart generate bench bench-simulator env-vllm-0.26 images requirements clean
 .SILENT:
 
@@ -36,6 +36,11 @@ test-e2e: env ## The end-to-end tests only: real engines, minutes
 test-controlplane: env ## The CRDs and the operator on a real API server, which is built the first time (minutes; cached)
 	$(BIN)/python hack/cluster/build.py
 	$(BIN)/python -m pytest tests/controlplane $(ARGS)
+
+test-faults: env ## Every crash point and fault of the operator, in slices of 25 minutes: run it again until it says passed
+	$(BIN)/python hack/cluster/build.py
+	$(BIN)/python -m pytest -p tests.support.slices --everything --done .cache/faults-$$(git rev-parse --short HEAD) --slice-minutes 25 \
+		tests/controlplane/faults $(ARGS)
 
 cluster-up: env ## A real Kubernetes of two nodes on this machine, as root (builds it the first time; minutes)
 	$(BIN)/python hack/cluster/cluster.py up

@@ -83,14 +83,14 @@ class OperatorBench:
                 operator.thaw()
                 operator.kill()
             self.redis.kill()
-        for resource in WATCHED:
-            for body in self.all(resource.kind):
-                self.remove(resource.kind, body["metadata"]["name"])
+        for resource in (*WATCHED, LEASE):
+            for body in self.call("GET", resource.path(self.namespace)).body["items"]:
+                self.call("DELETE", resource.path(self.namespace, body["metadata"]["name"]), {"gracePeriodSeconds": 0})
 
     # Operators
 
-    def start(self, name: str, *arguments: str, with_redis: bool = True) -> Process:
-        """An operator, once it serves its health address."""
+    def start(self, name: str, *arguments: str, with_redis: bool = True, server: str = "") -> Process:
+        """An operator, once it serves its health address. `server`: a URL in the place of the API server's own."""
         ready = self.directory / f"{name}.ready.json"
         command = [
             *(sys.executable, "-m", "streamserve.operator", "--namespace", self.namespace, "--die-with-parent"),
@@ -98,7 +98,11 @@ class OperatorBench:
             *("--lease-seconds", f"{LEASE_SECONDS:g}", "--ready-file", str(ready)),
             *arguments,
         ]
-        environment = {"KUBECONFIG": str(self._kubeconfig)}
+        kubeconfig = self._kubeconfig
+        if server:
+            kubeconfig = self.directory / f"{name}.kubeconfig"
+            kubeconfig.write_text(json.dumps(self._credentials(server)))
+        environment = {"KUBECONFIG": str(kubeconfig)}
         if with_redis:
             environment["STREAMSERVE_REDIS_URL"] = self.redis.url
         process = Process(name, command, self.directory, environment, ready)
@@ -236,9 +240,11 @@ class OperatorBench:
         bodies = (body for kind in BY_KIND for body in self.all(kind))
         return {naming.key_of(body): body["metadata"]["resourceVersion"] for body in bodies}
 
-    def _credentials(self) -> Body:
+    def _credentials(self, server: str = "") -> Body:
         certificate = self.server.directory / "certificates" / "apiserver.crt"
         cluster = {"server": f"https://127.0.0.1:{self.server.port}", "certificate-authority": str(certificate)}
+        if server:
+            cluster = {"server": server}
         return {
             "apiVersion": "v1",
             "kind": "Config",

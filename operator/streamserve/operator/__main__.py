@@ -86,6 +86,7 @@ class Operator:
                 on_change=self._controller.changed,
                 clock=clock,
                 rng=rng,
+                relist_seconds=settings.relist_seconds,
             )
             for resource in WATCHED
             for namespace in (settings.namespaces or (None,))

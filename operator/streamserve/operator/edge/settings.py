@@ -18,6 +18,7 @@ from streamserve.operator.edge.lease import (
     RETRY_SECONDS,
     LeaseSettings,
 )
+from streamserve.operator.edge.watch import RELIST_SECONDS
 from streamserve.operator.site import REDIS_KEYS, TLS_KEYS, Site
 from streamserve.runtime import tls
 from streamserve.runtime.errors import SetupError
@@ -60,6 +61,7 @@ class OperatorSettings:
     site: Site
     redis_url: str | None
     tls: TlsFiles | None
+    relist_seconds: float
     metrics: str
     ready_file: Path | None
     die_with_parent: bool
@@ -125,6 +127,13 @@ def parser() -> argparse.ArgumentParser:
         help="with --tls: the name in the certificates of workers and routers, which are dialled by their pods' IPs; "
         "routers are told as well (default: the certificates hold the IPs)",
     )
+    own.add_argument(
+        "--relist-seconds",
+        type=_seconds,
+        default=RELIST_SECONDS,
+        metavar="S",
+        help="how often everything is listed anew, in case a watch lost something (default: %(default)g, about)",
+    )
     own.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     own.add_argument("--ready-file", type=Path, metavar="PATH", help='written once it runs: {"metrics": "host:port"}')
     own.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
@@ -170,6 +179,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
         ),
         redis_url=redis_url,
         tls=files,
+        relist_seconds=args.relist_seconds,
         metrics=args.metrics,
         ready_file=args.ready_file,
         die_with_parent=args.die_with_parent,

@@ -9,7 +9,7 @@ changes none of it, or one that is older than what a write has already answered,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,12 +93,21 @@ class Store:
             return None
         return self._drop(id_of(body), int(body["metadata"].get("resourceVersion") or 0))
 
-    def keep_only(self, kind: str, namespace: str | None, listed: set[Id]) -> list[Change]:
-        """A listing is complete: what it does not show went away while nobody watched."""
+    def versions(self, kind: str, namespace: str | None) -> dict[Id, int]:
+        """What is here of one kind; take it before a listing begins, for `keep_only`."""
+        return {
+            id_: kept.version
+            for id_, kept in self._objects.items()
+            if id_[0] == kind and (namespace is None or id_[1] == namespace)
+        }
+
+    def keep_only(self, before: Mapping[Id, int], listed: Set[Id]) -> list[Change]:
+        """A listing is complete: what was here before it, and neither it shows nor anything since, went away unseen.
+        What an answer to a write has brought meanwhile may be younger than the listing."""
         gone = [
             id_
-            for id_ in self._objects
-            if id_[0] == kind and (namespace is None or id_[1] == namespace) and id_ not in listed
+            for id_, version in before.items()
+            if id_ not in listed and id_ in self._objects and self._objects[id_].version == version
         ]
         return [self._drop(id_) for id_ in gone]
 

@@ -2,8 +2,9 @@
 
 kopf is the informer and nothing else of it runs: no handlers, no peering, no annotations, no finalizers. Its stream
 lists in chunks, watches with bookmarks, opens a dead or silent stream anew and lists again after 410 Gone. Here is
-added that a complete list also says what is gone, that an error of any kind means another try, and when the stream
-was heard last. This is the one module that knows kopf's inner names; `check` says at start whether they are there.
+added that a complete list also says what is gone, that everything is listed anew every `relist_seconds` (so that an
+event that was lost costs a bounded time), that an error of any kind means another try, and when the stream was heard
+last. This is the one module that knows kopf's inner names; `check` says at start whether they are there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from streamserve.runtime.errors import SetupError
 
 CHUNK_SIZE: Final = 500
 SERVER_TIMEOUT_SECONDS: Final = 600
+RELIST_SECONDS: Final = 3_600.0
 _FAILURES: Final = (
     errors.APIError,
     errors.APISessionClosed,
@@ -47,7 +49,7 @@ _log = logs.get(__name__)
 
 def check() -> None:
     """Raises SetupError when this kopf does not have what we take from it."""
-    wanted = {"settings", "resource", "namespace"}
+    wanted = {"settings", "resource", "namespace", "_iterations"}
     if not wanted <= inspect.signature(watching.infinite_watch).parameters.keys() or not watching.Bookmark.LISTED:
         raise SetupError("this version of kopf has another watch: install the one of requirements/")
     # Each failed attempt is told here, once, with what is done about it.
@@ -77,6 +79,7 @@ class Watch:
         on_change: Callable[[Change], None],
         clock: Callable[[], float],
         rng: Random,
+        relist_seconds: float = RELIST_SECONDS,
     ) -> None:
         self.resource = resource
         self.namespace = namespace
@@ -85,8 +88,12 @@ class Watch:
         self._store = store
         self._on_change = on_change
         self._clock = clock
+        self._rng = rng
+        self._relist_seconds = relist_seconds
         self._backoff = Backoff(0.5, 15.0, rng)
-        self._listed: set[Id] | None = None
+        self._before: dict[Id, int] = {}
+        self._listed: set[Id] = set()
+        self._complete = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -101,7 +108,12 @@ class Watch:
         vault = _Vault({"login": self._login()})
         auth.vault_var.set(vault)
         try:
-            await self._follow()
+            # Not all kinds at the same moment, and no two replicas in step.
+            async with asyncio.timeout(self._relist_seconds * self._rng.uniform(0.8, 1.2)) as limit:
+                await self._follow()
+        except TimeoutError:
+            if not limit.expired():
+                raise
         finally:
             await vault.close()
 
@@ -122,13 +134,19 @@ class Watch:
             namespaced=True,
         )
         namespace = None if self.namespace is None else references.NamespaceName(self.namespace)
-        self._listed = None
-        async for event in watching.infinite_watch(settings=settings, resource=found, namespace=namespace):
+        # One listing and what follows it. kopf ends there, without a word, after 410 and where it could not list.
+        self._before, self._listed = self._store.versions(self.resource.kind, self.namespace), set()
+        self._complete = False
+        async for event in watching.infinite_watch(
+            settings=settings, resource=found, namespace=namespace, _iterations=1
+        ):
             self.health.heard_at = self._clock()
             if event is watching.Bookmark.LISTED:
-                self._complete()
+                self._completed()
             elif isinstance(event, dict):
                 self._take(event["type"], event["object"])
+        if not self._complete:
+            raise TimeoutError("it could not be listed: the connection was lost or too slow")
 
     def _take(self, kind: str | None, body: Any) -> None:
         """A listed object (no kind of event), or one that was added, modified or deleted."""
@@ -136,8 +154,6 @@ class Watch:
             return
         made: Manifest = body
         if kind is None:
-            if self._listed is None:
-                self._listed = set()
             made.setdefault("kind", self.resource.kind)
             made.setdefault("apiVersion", self.resource.api_version)
             self._listed.add(id_of(made))
@@ -145,10 +161,10 @@ class Watch:
         if change is not None:
             self._on_change(change)
 
-    def _complete(self) -> None:
-        for change in self._store.keep_only(self.resource.kind, self.namespace, self._listed or set()):
+    def _completed(self) -> None:
+        for change in self._store.keep_only(self._before, self._listed):
             self._on_change(change)
-        self._listed = None
+        self._before, self._listed, self._complete = {}, set(), True
         if self.health.trouble:
             _log.info("watching %s", self.health.what)
         self.health.listed.set()

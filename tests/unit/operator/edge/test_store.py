@@ -102,10 +102,20 @@ def test_a_complete_list_says_what_went_while_nobody_watched() -> None:
     elsewhere = pod("c", uid="3")
     elsewhere["metadata"]["namespace"] = "other"
     store.put(elsewhere)
-    assert store.keep_only("Pod", "llm", {("Pod", "llm", "a")}) == [Change(KEY)]
+    assert store.keep_only(store.versions("Pod", "llm"), {("Pod", "llm", "a")}) == [Change(KEY)]
     assert [child["metadata"]["name"] for child in store.children(KEY)] == ["a"]
     assert store.pair(KEY) is not None
     assert len(store) == 3
+
+
+def test_what_was_written_while_a_list_was_read_is_younger_than_the_list() -> None:
+    store = Store()
+    store.put(pod("changed", version=1, uid="1"))
+    before = store.versions("Pod", "llm")
+    store.put(pod("made", version=8, uid="2"))
+    store.put(pod("changed", version=9, uid="1"))
+    assert store.keep_only(before, set()) == []
+    assert sorted(child["metadata"]["name"] for child in store.children(KEY)) == ["changed", "made"]
 
 
 def test_a_spec_is_new_with_its_generation_and_with_its_uid_and_a_status_is_not() -> None:

@@ -1,0 +1,82 @@
+"""Scenarios, and what an undisturbed operator makes of each: measured once, compared with for ever.
+
+What is marked `everything` runs only with `--everything`, an option of tests/support/slices.py: `make test-faults`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.controlplane.faults.scenarios import BY_NAME, Stage
+from tests.support.api_server import ApiServer
+from tests.support.fault_proxy import FaultProxy
+from tests.support.operator_bench import PAIR, Body, OperatorBench
+from tests.support.processes import wait_until
+
+NAMESPACE = "faults"
+
+
+@pytest.fixture
+def stage(server: ApiServer, tmp_path: Path) -> Iterator[Stage]:
+    """Always the same namespace: fixpoints are compared, and names and hashes may depend on it."""
+    with on_stage(server, tmp_path) as made:
+        yield made
+
+
+class on_stage:
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        self._bench = OperatorBench(server, directory, NAMESPACE)
+        self._proxy = FaultProxy(server)
+
+    def __enter__(self) -> Stage:
+        self._proxy.__enter__()
+        self._bench.__enter__()
+        self._bench.kubelet.start()
+        return Stage(self._bench, self._proxy)
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._bench.__exit__(None, None, None)
+        finally:
+            self._proxy.__exit__(None, None, None)
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """`of(name, stage)`: the fixpoint, and how many writes led there. Leaves the stage as it was."""
+
+    known: dict[str, tuple[dict[tuple[str, str], Body], int]] = field(default_factory=dict)
+
+    def of(self, name: str, stage: Stage) -> tuple[dict[tuple[str, str], Body], int]:
+        if name not in self.known:
+            scenario = BY_NAME[name]
+            operator = stage.operate()
+            stage.prepare(scenario)
+            scenario.change(stage.bench)
+            shape = stage.settle(remains=scenario.remains)
+            self.known[name] = shape, len(stage.proxy.writes)
+            stage.bench.remove("StreamPair", PAIR)
+            wait_until(lambda: not stage.bench.names(), seconds=60, what="nothing is left")
+            assert operator.terminate() == 0
+        return self.known[name]
+
+
+@pytest.fixture(scope="session")
+def undisturbed() -> Undisturbed:
+    return Undisturbed()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "everything: left out of the sample; see tests/support/slices.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("everything", False):
+        return
+    left_out = [item for item in items if item.get_closest_marker("everything") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

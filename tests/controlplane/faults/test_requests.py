@@ -1,0 +1,122 @@
+"""Requests that fail, watches that lie, an API server that is away: the same fixpoint as if nothing had been."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+
+import pytest
+from tests.controlplane.faults.conftest import Undisturbed
+from tests.controlplane.faults.scenarios import BY_NAME, Stage
+from tests.support.fault_proxy import Fault, WatchFaults, is_write
+
+AWAY_SECONDS = 60.0
+TIMES = 6
+# What a hung request costs is the client's own limit: one of them is enough for each scenario.
+STATUSES = {"conflict": 409, "gone": 410, "throttled": 429, "failed": 500, "hung": 0}
+WATCHES = {
+    "duplicated": {"duplicate": 0.5},
+    "reordered": {"reorder": 0.5},
+    "stale": {"stale": 0.5},
+    "dropped": {"drop": 0.3},
+    "all of it": {"duplicate": 0.2, "reorder": 0.2, "stale": 0.2, "drop": 0.2},
+}
+SAMPLED = {("create", "failed", False), ("rollout", "conflict", True), ("scale-up", "throttled", False)}
+ANSWERS = [
+    pytest.param(
+        name,
+        status,
+        reaches,
+        id=f"{name}-{fault}-{'done-all-the-same' if reaches else 'not-done'}",
+        marks=() if (name, fault, reaches) in SAMPLED else pytest.mark.everything,
+    )
+    for name in ("create", "rollout", "scale-up", "scale-down")
+    for fault, status in STATUSES.items()
+    for reaches in (False, True)
+]
+
+
+@pytest.mark.parametrize(("name", "status", "reaches"), ANSWERS)
+def test_writes_that_fail(name: str, status: int, reaches: bool, stage: Stage, undisturbed: Undisturbed) -> None:
+    """`reaches`: the server has done it and only its answer is lost."""
+    scenario = BY_NAME[name]
+    wanted, _ = undisturbed.of(name, stage)
+    stage.operate()
+    before = stage.prepare(scenario)
+    fault = Fault(status, times=TIMES if status else 1, reaches_server=reaches)
+    stage.proxy.faults.append(fault)
+    scenario.change(stage.bench)
+    assert stage.settle(remains=scenario.remains) == wanted
+    assert fault.happened == (TIMES if status else 1)
+    assert stage.uids(scenario.untouched) == before
+
+
+@pytest.mark.parametrize("status", [pytest.param(500, id="failed"), pytest.param(0, id="hung")])
+@pytest.mark.everything
+def test_reads_that_fail_while_it_starts(status: int, stage: Stage, undisturbed: Undisturbed) -> None:
+    wanted, _ = undisturbed.of("create", stage)
+    fault = Fault(status, times=4, where=lambda method, path: not is_write(method, path) and "/leases" not in path)
+    stage.proxy.faults.append(fault)
+    stage.bench.create()
+    stage.operate()
+    assert stage.settle(remains=True) == wanted
+    assert fault.happened == 4
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.everything)])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(
+            name,
+            how,
+            id=f"{name}-{how.replace(' ', '-')}",
+            marks=() if (name, how) in {("rollout", "reordered"), ("create", "dropped")} else pytest.mark.everything,
+        )
+        for name in ("create", "rollout", "scale-up", "scale-down")
+        for how in WATCHES
+    ],
+)
+def test_watches_that_lie(name: str, how: str, seed: int, stage: Stage, undisturbed: Undisturbed) -> None:
+    scenario = BY_NAME[name]
+    wanted, _ = undisturbed.of(name, stage)
+    # What was dropped is found when everything is listed anew: here every few seconds, else about once an hour.
+    stage.operate("--relist-seconds", "3")
+    before = stage.prepare(scenario)
+    lies = stage.proxy.watches = WatchFaults(Random(seed), **WATCHES[how])
+    scenario.change(stage.bench)
+    assert stage.settle(remains=scenario.remains) == wanted
+    assert lies.happened > 0
+    assert stage.uids(scenario.untouched) == before
+
+
+@pytest.mark.parametrize("name", ["scale-up", pytest.param("rollout", marks=pytest.mark.everything)])
+def test_an_api_server_that_is_away_for_a_minute(name: str, stage: Stage, undisturbed: Undisturbed) -> None:
+    scenario = BY_NAME[name]
+    wanted, _ = undisturbed.of(name, stage)
+    operator = stage.operate()
+    before = stage.prepare(scenario)
+    stage.proxy.go_down()
+    scenario.change(stage.bench)
+    time.sleep(AWAY_SECONDS)
+    assert stage.bench.get(operator, "/readyz")[0] == 503
+    assert stage.bench.get(operator, "/healthz")[0] == 200, "a restart would not bring it back"
+    stage.proxy.undisturbed()
+    assert stage.settle(remains=scenario.remains) == wanted
+    assert stage.uids(scenario.untouched) == before
+
+
+@pytest.mark.everything
+def test_a_pair_that_is_deleted_amid_a_rollout_and_made_anew(stage: Stage, undisturbed: Undisturbed) -> None:
+    wanted, _ = undisturbed.of("scale-up", stage)
+    stage.operate()
+    stage.prepare(BY_NAME["rollout"])
+    BY_NAME["rollout"].change(stage.bench)
+    while len(stage.proxy.writes) < 4:
+        time.sleep(0.02)
+    stage.bench.remove("StreamPair", "llama")
+    stage.bench.create({"lanes": 3})
+    found = stage.settle(remains=True)
+    # The generation is another: the pair is new. Nothing else may be.
+    assert found.keys() == wanted.keys()
+    assert {name: body["spec"] for name, body in found.items()} == {name: body["spec"] for name, body in wanted.items()}
