@@ -8,7 +8,7 @@ ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo up test test-unit test-e2e test-controlplane test-faults cluster-up cluster-down test-cluster test-vllm-0.26 \
-	check check-chart generate bench bench-simulator env-vllm-0.26 images requirements clean
+	check check-chart generate bench bench-simulator bench-operator env-vllm-0.26 images requirements clean
 .SILENT:
 
 help: ## This list
@@ -80,6 +80,10 @@ bench: env ## The benchmark of bench/README.md: one lane against vLLM's own pref
 
 bench-simulator: env ## The simulator against the engine it was recorded from
 	$(ENGINE_ENVIRONMENT) $(BIN)/python bench/simulator.py $(ARGS)
+
+bench-operator: env ## The operator with a thousand StreamPairs on a real API server (half an hour)
+	$(BIN)/python hack/cluster/build.py
+	$(BIN)/python bench/operator_scale.py $(ARGS)
 
 requirements: env ## Compile requirements/*.txt anew from pyproject.toml and requirements/*.in
 	hack/compile_requirements.sh $(ARGS)

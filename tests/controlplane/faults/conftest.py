@@ -6,6 +6,7 @@ What is marked `everything` runs only with `--everything`, an option of tests/su
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,22 +27,11 @@ def stage(server: ApiServer, tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-class on_stage:
-    def __init__(self, server: ApiServer, directory: Path) -> None:
-        self._bench = OperatorBench(server, directory, NAMESPACE)
-        self._proxy = FaultProxy(server)
-
-    def __enter__(self) -> Stage:
-        self._proxy.__enter__()
-        self._bench.__enter__()
-        self._bench.kubelet.start()
-        return Stage(self._bench, self._proxy)
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self._bench.__exit__(None, None, None)
-        finally:
-            self._proxy.__exit__(None, None, None)
+@contextmanager
+def on_stage(server: ApiServer, directory: Path) -> Iterator[Stage]:
+    with FaultProxy(server) as proxy, OperatorBench(server, directory, NAMESPACE) as bench:
+        bench.kubelet.start()
+        yield Stage(bench, proxy)
 
 
 @dataclass(slots=True)

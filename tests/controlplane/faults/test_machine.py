@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from tests.controlplane.faults.conftest import on_stage
+from tests.controlplane.faults.conftest import NAMESPACE, on_stage
 from tests.controlplane.faults.scenarios import Stage
 from tests.support.api_server import ApiServer
 from tests.support.operator_bench import MERGE, PAIR, SPEC, Body
@@ -56,7 +56,9 @@ def spec_of(wanted: Wanted) -> Body:
 class Machine(RuleBasedStateMachine):
     """`fresh` remembers, over all runs, what a new pair of each spec leads to."""
 
-    def __init__(self, make: Callable[[], on_stage], fresh: dict[Wanted, Shape], steps: list[str]) -> None:
+    def __init__(
+        self, make: Callable[[], AbstractContextManager[Stage]], fresh: dict[Wanted, Shape], steps: list[str]
+    ) -> None:
         super().__init__()
         self._make, self._fresh, self._steps = make, fresh, steps
         self._open = ExitStack()
@@ -110,7 +112,7 @@ class Machine(RuleBasedStateMachine):
     def refused(self, bad: Body) -> None:
         self._steps.append(f"refused {bad}")
         before = self._stage.bench.versions()
-        answer = self._stage.bench.call("PATCH", BY_KIND["StreamPair"].path("faults", PAIR), {"spec": bad}, MERGE)
+        answer = self._stage.bench.call("PATCH", BY_KIND["StreamPair"].path(NAMESPACE, PAIR), {"spec": bad}, MERGE)
         assert answer.status == 422, answer.body
         assert self._stage.bench.versions() == before
         self._look = False
@@ -186,7 +188,7 @@ def test_any_order_of_what_may_happen(
     steps: list[str] = []
     runs = iter(range(1_000))
 
-    def make() -> on_stage:
+    def make() -> AbstractContextManager[Stage]:
         directory = tmp_path / str(next(runs))
         directory.mkdir()
         return on_stage(server, directory)
@@ -200,6 +202,7 @@ def test_any_order_of_what_may_happen(
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
-    run_state_machine_as_test(seed(number)(partial(Machine, make, fresh, steps)), settings=drawn)
+    drawn_machine = seed(number)(partial(Machine, make, fresh, steps))
+    run_state_machine_as_test(drawn_machine, settings=drawn)  # type: ignore[arg-type]  # any factory will do
     print(len(steps), "transitions:", *steps, sep="\n")
     assert len(steps) >= STEPS - 2

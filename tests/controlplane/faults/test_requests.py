@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from random import Random
 
 import pytest
@@ -15,11 +16,11 @@ TIMES = 6
 # What a hung request costs is the client's own limit: one of them is enough for each scenario.
 STATUSES = {"conflict": 409, "gone": 410, "throttled": 429, "failed": 500, "hung": 0}
 WATCHES = {
-    "duplicated": {"duplicate": 0.5},
-    "reordered": {"reorder": 0.5},
-    "stale": {"stale": 0.5},
-    "dropped": {"drop": 0.3},
-    "all of it": {"duplicate": 0.2, "reorder": 0.2, "stale": 0.2, "drop": 0.2},
+    "duplicated": partial(WatchFaults, duplicate=0.5),
+    "reordered": partial(WatchFaults, reorder=0.5),
+    "stale": partial(WatchFaults, stale=0.5),
+    "dropped": partial(WatchFaults, drop=0.3),
+    "all of it": partial(WatchFaults, duplicate=0.2, reorder=0.2, stale=0.2, drop=0.2),
 }
 SAMPLED = {("create", "failed", False), ("rollout", "conflict", True), ("scale-up", "throttled", False)}
 ANSWERS = [
@@ -83,7 +84,7 @@ def test_watches_that_lie(name: str, how: str, seed: int, stage: Stage, undistur
     # What was dropped is found when everything is listed anew: here every few seconds, else about once an hour.
     stage.operate("--relist-seconds", "3")
     before = stage.prepare(scenario)
-    lies = stage.proxy.watches = WatchFaults(Random(seed), **WATCHES[how])
+    lies = stage.proxy.watches = WATCHES[how](Random(seed))
     scenario.change(stage.bench)
     assert stage.settle(remains=scenario.remains) == wanted
     assert lies.happened > 0

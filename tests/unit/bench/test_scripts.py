@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from benchkit.results import ROOT
 
-SCRIPTS = ("run", "router_cpu", "first_token", "simulator", "pick_cost", "canary")
+SCRIPTS = ("run", "router_cpu", "first_token", "simulator", "pick_cost", "canary", "operator_scale")
 
 
 def script(name: str) -> ModuleType:
