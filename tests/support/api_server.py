@@ -181,7 +181,7 @@ class ApiServer:
             "--service-account-issuer=https://streamserve.test",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
-            "--service-cluster-ip-range=10.0.0.0/24",
+            "--service-cluster-ip-range=10.0.0.0/16",
             "--endpoint-reconciler-type=none",
             "--disable-admission-plugins=ServiceAccount",
             "--enable-priority-and-fairness=false",
