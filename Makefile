@@ -7,8 +7,8 @@ TIERS := $(wildcard tests/unit tests/contract tests/e2e)
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test test-unit test-e2e test-controlplane test-faults cluster-up cluster-down test-cluster test-vllm-0.26 \
-	check check-chart generate bench bench-simulator bench-operator env-vllm-0.26 images requirements clean
+.PHONY: help env demo up test test-unit test-e2e test-controlplane test-faults cluster-up cluster-down test-cluster \
+	test-vllm-0.26 check check-chart generate bench bench-simulator bench-operator env-vllm-0.26 images requirements clean
 .SILENT:
 
 help: ## This list
@@ -39,8 +39,8 @@ test-controlplane: env ## The CRDs and the operator on a real API server, which 
 
 test-faults: env ## Every crash point and fault of the operator, in slices of 25 minutes: run it again until it says passed
 	$(BIN)/python hack/cluster/build.py
-	$(BIN)/python -m pytest -p tests.support.slices --everything --done .cache/faults-$$(git rev-parse --short HEAD) --slice-minutes 25 \
-		tests/controlplane/faults $(ARGS)
+	$(BIN)/python -m pytest -p tests.support.slices --everything --slice-minutes 25 \
+		--done .cache/faults-$$(git rev-parse --short HEAD) tests/controlplane/faults $(ARGS)
 
 cluster-up: env ## A real Kubernetes of two nodes on this machine, as root (builds it the first time; minutes)
 	$(BIN)/python hack/cluster/cluster.py up

@@ -262,10 +262,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
         try:
             document = benchmark(given, Path(name))
-        except NoBinary as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except (BenchError, AssertionError) as error:
+        except (BenchError, AssertionError, NoBinary) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 """One polling thread for all of a worker's process groups of one, in place of one each.
 
 vLLM makes a dozen gloo groups (world, tensor, pipeline, data, expert, … parallel), also where a worker is alone in all
-of them. Each brings a device of its own, whose thread (`gloo_tcp_loop`, gloo/transport/tcp/loop.cc) wakes every 10 ms:
-1,300 times a second per worker, two thirds of what it took while it did nothing (FACTS has it per thread). A group of
-one never talks to anybody, so all of them share one device, on the loopback; larger groups are left as they are.
+of them. Each brings a device of its own, whose thread (`gloo_tcp_loop`, gloo/transport/tcp/loop.cc) wakes every 10 ms
+for as long as it lives, which was most of what an idle worker took. A group of one never talks to anybody, so all of
+them share one device, on the loopback; larger groups are left as they are.
 """
 
 from __future__ import annotations

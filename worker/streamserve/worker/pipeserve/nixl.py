@@ -2,7 +2,7 @@
 
 NIXL's Python API starts its agent with `pthrDelay = 0`: the progress thread polls without a pause, so every engine
 costs a core while it does nothing. With a pause between polls, transfers on a machine whose cores are shared even get
-faster (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB at 1000 µs). At 3000 µs, 300 polls a second, it takes 0.01 of a core.
+faster (FACTS: 8-13 ms to 0.4-1.5 ms for 2.4 MB at 1000 µs).
 
 The delay is not a parameter of the API, so the configuration class that the API instantiates is wrapped. vLLM imports
 the extension class in each worker process before it makes the connector, which is the process that makes the agent;
