@@ -207,21 +207,17 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print the result only")
     parser.add_argument("--quick", action="store_true", help="a minute or two: its figures may not be quoted")
     given = parser.parse_args()
-    results.end_on_signals()
     if given.quick:
         given.requests, given.warmup = 3, 1
-    try:
-        config = plan.load(CONFIGURATION).model_copy(update={"output_tokens": 16})
-        if not given.quick:
-            quiet_machine(given.wait_minutes)
-        with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
-            result = uvloop.run(benchmark(given, config, Path(name)))
-    except (BenchError, AssertionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; everything that was started is stopped")
-        return 130
+    return results.as_a_script(lambda: run(given))
+
+
+def run(given: argparse.Namespace) -> int:
+    config = plan.load(CONFIGURATION).model_copy(update={"output_tokens": 16})
+    if not given.quick:
+        quiet_machine(given.wait_minutes)
+    with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
+        result = uvloop.run(benchmark(given, config, Path(name)))
     print(json.dumps(result["budget"], indent=1))
     if not given.quick and not given.no_write:
         say(f"written: {results.write('first-token', result).relative_to(results.ROOT)}")

@@ -256,18 +256,17 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print the result only")
     parser.add_argument("--quick", action="store_true", help="20 pairs, a minute: its figures may not be quoted")
     given = parser.parse_args()
-    results.end_on_signals()
     if given.quick:
         given.pairs, given.steady_minutes, given.edits, given.others = 20, 0.2, 10, 5
+    return results.as_a_script(lambda: run(given))
+
+
+def run(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
         try:
             document = benchmark(given, Path(name))
-        except (BenchError, AssertionError, NoBinary) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            say("interrupted; everything that was started is stopped")
-            return 130
+        except NoBinary as error:
+            raise BenchError(str(error)) from None
     print(json.dumps({key: value for key, value in document.items() if key != "machine"}, indent=1))
     if not given.quick and not given.no_write:
         say(f"written: {results.write('operator', document).relative_to(results.ROOT)}")

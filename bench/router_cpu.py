@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
 import time
@@ -230,20 +231,14 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print the result only")
     parser.add_argument("--quick", action="store_true", help="a minute, for tests: its figures may not be quoted")
     given = parser.parse_args()
-    results.end_on_signals()
     if given.quick:
         given.repeats, given.tokens, given.window, given.streams = 1, 50, 2.0, min(given.streams, 50)
-    with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
-        try:
-            document = uvloop.run(benchmark(given, Path(name)))
-        except (BenchError, AssertionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            say("interrupted; everything that was started is stopped")
-            return 130
-    import json
+    return results.as_a_script(lambda: run(given))
 
+
+def run(given: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
+        document = uvloop.run(benchmark(given, Path(name)))
     print(json.dumps({k: v for k, v in document.items() if k not in ("runs", "machine")}, indent=1))
     if not given.quick and not given.no_write:
         say(f"written: {results.write('router-cpu', document).relative_to(results.ROOT)}")

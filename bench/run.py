@@ -102,15 +102,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="what is left to do, in order; runs nothing")
     parser.add_argument("--quick", action="store_true", help="two minutes, for tests: its figures may not be quoted")
     given = parser.parse_args()
-    results.end_on_signals()
-    try:
-        return benchmark(given)
-    except (BenchError, AssertionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; everything that was started is stopped")
-        return 130
+    return results.as_a_script(lambda: benchmark(given))
 
 
 def benchmark(given: argparse.Namespace) -> int:

@@ -206,21 +206,17 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print the result only")
     parser.add_argument("--quick", action="store_true", help="two minutes, for tests: its figures may not be quoted")
     given = parser.parse_args()
-    results.end_on_signals()
     if given.quick:
         given.repeats = 1
-    try:
-        config = plan.load(CONFIGURATION)
-        if not given.quick:
-            quiet_machine(given.wait_minutes)
-        with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
-            document = benchmark(given, config, Path(name))
-    except (BenchError, AssertionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; everything that was started is stopped")
-        return 130
+    return results.as_a_script(lambda: run(given))
+
+
+def run(given: argparse.Namespace) -> int:
+    config = plan.load(CONFIGURATION)
+    if not given.quick:
+        quiet_machine(given.wait_minutes)
+    with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
+        document = benchmark(given, config, Path(name))
     print(json.dumps({"loads": document["loads"]}, indent=1))
     if given.quick:
         return 0

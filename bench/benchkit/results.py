@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,19 @@ def end_on_signals() -> None:
     """Let SIGTERM do what Ctrl-C does, and both work under `&` and nohup too: what was started is then stopped."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def as_a_script(body: Callable[[], int]) -> int:
+    """The exit status of `body`; what goes wrong in it becomes words on stderr and a status: 1 failed, 130 cut off."""
+    end_on_signals()
+    try:
+        return body()
+    except (BenchError, AssertionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started is stopped")
+        return 130
 
 
 def commit() -> str:
