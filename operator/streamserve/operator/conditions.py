@@ -18,7 +18,7 @@ that a terminal can show; the first cause is at their front.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from streamserve.operator.diff import Step
 from streamserve.operator.observe import Observed, Pod
 
 MAX_MESSAGE_LENGTH: Final = 1_024
+_BY_ECHOES: Final = ("ConfigApplied", "SpeculationEffective")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,18 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that conditions look at."""
+    """Everything that conditions look at. `stored` is the status as it was last written."""
 
     desired: Desired
     observed: Observed
     step: Step
+    stored: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unheard(self) -> bool:
+        """What is stored tells of the configuration that is wanted, and nobody has been asked since: it stays."""
+        told = self.stored.get("config", {}).get("generation")
+        return not self.observed.asked and told == self.desired.config.id.generation
 
     @property
     def current(self) -> tuple[Pod, ...]:
@@ -107,7 +115,11 @@ def conditions(facts: Facts) -> tuple[Condition, ...]:
         _speculation(facts),
     )
     generation = facts.desired.pair.metadata.generation
-    return tuple(replace(condition, generation=generation, message=_cut(condition.message)) for condition in found)
+    decided = (replace(condition, generation=generation, message=_cut(condition.message)) for condition in found)
+    if not facts.unheard:
+        return tuple(decided)
+    kept = {old["type"]: _stored(old) for old in facts.stored.get("conditions", ()) if old["type"] in _BY_ECHOES}
+    return tuple(kept.get(condition.type, condition) for condition in decided)
 
 
 def refused(message: str, generation: int) -> tuple[Condition, ...]:
@@ -147,18 +159,18 @@ def transitions(
         after.append(replace(condition, since=str(old["lastTransitionTime"]) if old is not None and kept else time))
         if not kept or old is None or old.get("reason") != condition.reason:
             told.append(after[-1])
-    rest = [
-        Condition(
-            type=kind,
-            status=str(old.get("status", "Unknown")),
-            reason=str(old.get("reason", "")),
-            message=str(old.get("message", "")),
-            generation=int(old.get("observedGeneration", 0)),
-            since=str(old.get("lastTransitionTime", "")),
-        )
-        for kind, old in before.items()
-    ]
-    return (*after, *rest), tuple(told)
+    return (*after, *map(_stored, before.values())), tuple(told)
+
+
+def _stored(old: Mapping[str, Any]) -> Condition:
+    return Condition(
+        type=str(old["type"]),
+        status=str(old.get("status", "Unknown")),
+        reason=str(old.get("reason", "")),
+        message=str(old.get("message", "")),
+        generation=int(old.get("observedGeneration", 0)),
+        since=str(old.get("lastTransitionTime", "")),
+    )
 
 
 def _available(facts: Facts) -> Condition:
@@ -243,6 +255,8 @@ def _degraded(facts: Facts) -> Condition:
         return Condition("Degraded", "True", "ForeignObject", message)
     for (kind, name), message in facts.observed.rejected.items():
         return Condition("Degraded", "True", "WriteRefused", f"{kind} {name} is refused by the API server: {message}")
+    if facts.observed.failing:
+        return Condition("Degraded", "True", "WriteFails", f"the API server fails: {facts.observed.failing}")
     staying = [pod for pod in facts.observed.pods if not pod.leaving]
     for reason, said in _CAUSES.items():
         for pod in staying:

@@ -57,7 +57,7 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
         return Decision(status=_if_changed(stored, status.refused(stored, generation, after)), events=events)
     wanted = desired(pair, site, observed, now)
     step = diff(wanted, observed, now)
-    facts = Facts(wanted, observed, step)
+    facts = Facts(wanted, observed, step, stored)
     after, events = conditions.transitions(stored.get("conditions", ()), conditions.conditions(facts), now)
     if pair.spec.paused:
         return Decision(

@@ -120,8 +120,9 @@ class Echo:
 class Observed:
     """`lanes` is None while no router's word has arrived; `echoes` are by pod name: of every router, with
     generation 0 while it has not answered, and of the workers that have. `rejected`: writes that the API server refuses
-    for good, and its words. `memory`: the configuration as it was last written, and where its canary stands. `goodput`
-    is None while the routers' records have not been read."""
+    for good, and its words. `failing`: what it keeps answering to a write that it may take later, empty while it does
+    not. `asked` is False until the processes have once been asked for their echoes. `memory`: the configuration as it
+    was last written, and where its canary stands. `goodput` is None while the routers' records have not been read."""
 
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
@@ -132,6 +133,8 @@ class Observed:
     rejected: Mapping[tuple[str, str], str] = field(default_factory=dict)
     memory: Memory | None = None
     goodput: Records | None = None
+    asked: bool = True
+    failing: str = ""
 
     @property
     def running(self) -> dict[str, int]:
@@ -158,6 +161,8 @@ def observe(
     rejected: Mapping[tuple[str, str], str] | None = None,
     goodput: Records | None = None,
     decided: Memory | None = None,
+    asked: bool = True,
+    failing: str = "",
 ) -> Observed:
     """`objects`: everything in the pair's namespace that carries its label or one of its names. `decided`: what this
     process has wanted the ConfigMap to hold."""
@@ -186,6 +191,8 @@ def observe(
         rejected=dict(rejected or {}),
         memory=_memory(children.get(("ConfigMap", naming.config_name(pair))), uid, decided),
         goodput=goodput,
+        asked=asked,
+        failing=failing,
     )
 
 

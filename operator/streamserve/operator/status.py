@@ -19,6 +19,7 @@ def status(facts: Facts, conditions: Iterable[Condition]) -> dict[str, Any]:
     """`lanes` counts those that exist, of any revision: what /scale reports as present."""
     pair, lanes = facts.desired.pair, facts.step.rollout.lanes
     applied, of = facts.applied
+    config = {"generation": facts.desired.config.id.generation, "appliedBy": applied, "of": of}
     return {
         "observedGeneration": pair.metadata.generation,
         "conditions": [condition.to_status() for condition in conditions],
@@ -27,7 +28,7 @@ def status(facts: Facts, conditions: Iterable[Condition]) -> dict[str, Any]:
         "selector": naming.worker_selector(pair.metadata.name),
         "revision": facts.desired.wanted.revision,
         "roles": {role: _role(facts, role) for role in naming.ROLES},
-        "config": {"generation": facts.desired.config.id.generation, "appliedBy": applied, "of": of},
+        "config": facts.stored["config"] if facts.unheard else config,
         "address": naming.address_of(pair, parts.GRPC_PORT),
     }
 

@@ -174,6 +174,31 @@ def test_the_status_counts_what_there_is(make_body: MakeBody, site: Site) -> Non
     }
 
 
+def test_an_operator_that_starts_says_nothing_of_processes_that_it_has_not_asked(
+    make_body: MakeBody, site: Site
+) -> None:
+    cluster = Cluster(make_body({"speculation": {"method": "Ngram"}}, generation=3), site)
+    cluster.settle()
+    starting = replace(cluster.observe(), echoes={}, asked=False)
+    decision = decide(cluster.body, site, starting, cluster.now)
+    assert (decision.status, decision.events) == (None, ())
+    asked = decide(cluster.body, site, replace(starting, asked=True), cluster.now)
+    assert {event.type for event in asked.events} == {"ConfigApplied", "SpeculationEffective"}
+
+
+def test_an_operator_that_starts_does_not_say_of_a_new_spec_what_was_said_of_the_old(
+    make_body: MakeBody, site: Site
+) -> None:
+    cluster = Cluster(make_body(generation=3), site)
+    cluster.settle()
+    cluster.body["metadata"]["generation"] = 4
+    decision = decide(cluster.body, site, replace(cluster.observe(), echoes={}, asked=False), cluster.now)
+    assert decision.status is not None
+    applied = next(each for each in decision.status["conditions"] if each["type"] == "ConfigApplied")
+    assert (applied["status"], applied["observedGeneration"]) == ("False", 4)
+    assert decision.status["config"] == {"generation": 4, "appliedBy": 0, "of": 4}
+
+
 def test_the_status_is_one_that_the_contract_knows(make_body: MakeBody, site: Site) -> None:
     cluster = Cluster(make_body(), site)
     cluster.settle()

@@ -10,8 +10,9 @@
     drains    see `drains.py`
     goodput   of a pair that holds a canary, see `evidence.py`
 
-An echo stays until its pod goes or says otherwise: silence is no news. Only a leader writes, and only a leader asks for
-echoes; a drain that was begun is asked for to its end, whoever leads. What another leader may have overtaken is not
+An echo stays until its pod goes or says otherwise: silence is no news. Until a pair's processes have been asked once,
+`Heard.asked` says so: an operator that starts has nothing to say of them. Only a leader writes, and only a leader asks
+for echoes; a drain that was begun is asked for to its end, whoever leads. What another leader may have overtaken is not
 written again: in each term of the fence a pair is decided anew before anything of it is written.
 """
 
@@ -63,6 +64,7 @@ class _Pair:
     order: tuple[str, int, int] = ("", -1, -1)
     echoes: dict[str, Echo] = field(default_factory=dict)
     asking: bool = False
+    asked: bool = False
 
 
 class ProcessFleet:
@@ -103,8 +105,8 @@ class ProcessFleet:
     def heard(self, key: Key) -> Heard:
         pair = self._pairs.get(key)
         lanes = None if self._lanes is None else self._lanes.get(key)
-        echoes = dict(pair.echoes) if pair else {}
-        return Heard(lanes, echoes, self._drains.finished(key), self._evidence.known(key))
+        echoes, asked = (dict(pair.echoes), pair.asked) if pair else ({}, False)
+        return Heard(lanes, echoes, self._drains.finished(key), self._evidence.known(key), asked)
 
     def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
         body = self._store.pair(key)
@@ -126,7 +128,9 @@ class ProcessFleet:
         held = decision.memory.state if decision.memory is not None else None
         self._evidence.want(key, held.since_seconds if isinstance(held, Holding) else None)
         self._drains.want(key, pair.members, paused=paused)
-        if not pair.asking and any(self._unsettled(pair)):
+        if not any(self._unsettled(pair)):
+            self._asked(key, pair)
+        elif not pair.asking:
             pair.asking = True
             self._tasks.spawn(f"ask {'/'.join(key)}", self._settle(key, pair))
         if pair.echoes != before:
@@ -274,12 +278,20 @@ class ProcessFleet:
                 if not workers and not routers:
                     return
                 async with self._turns:
-                    found = await self._echoes(key, pair, workers, routers, self._clock() - began)
+                    waited = self._clock() - began
+                    found = await self._echoes(key, pair, workers, routers, waited)
                 self._learn(key, pair, found)
+                if waited >= _DIRECTLY_AFTER_SECONDS or not any(self._unsettled(pair)):
+                    self._asked(key, pair)
                 await asyncio.sleep(wait * self._rng.uniform(0.8, 1.2))
                 wait = min(SLOWEST_SECONDS, 1.5 * wait)
         finally:
             pair.asking = False
+
+    def _asked(self, key: Key, pair: _Pair) -> None:
+        if not pair.asked and pair.wanted is not None:
+            pair.asked = True
+            self._ask(key)
 
     async def _echoes(
         self,

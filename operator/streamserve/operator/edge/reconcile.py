@@ -5,9 +5,10 @@
 A run that wrote anything is followed by another at once, which sees what it made and finds nothing left to do.
 
 What is kept between two runs is only what a run found out at the API server and no watch shows: objects under our
-names that are not in the cache, and writes that were refused for good. Both are looked at again after a while. And the
-configuration that was decided, for the case that the ConfigMap does not hold it, by a hand or for good: each run would
-number it anew. In another term of the fence another leader may have decided since, and it is not believed any more.
+names that are not in the cache, and writes that were refused for good or keep failing. They are looked at again after a
+while. And the configuration that was decided, for the case that the ConfigMap does not hold it, by a hand or for good:
+each run would number it anew. In another term of the fence another leader may have decided since, and it is not
+believed any more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from streamserve.operator.canary.evidence import Records
 from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried, Name
+from streamserve.operator.edge.outcomes import ServerFailed
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
@@ -34,6 +36,7 @@ from streamserve.runtime import logs
 _log = logs.get(__name__)
 LOOK_AGAIN_SECONDS: Final = 10.0
 REFUSED_AGAIN_SECONDS: Final = 30.0
+FAILING_SECONDS: Final = 10.0
 _AT_ONCE_SECONDS: Final = 0.01
 
 
@@ -45,6 +48,7 @@ class Heard:
     echoes: dict[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
     goodput: Records | None = None
+    asked: bool = True
 
 
 class Fleet(Protocol):
@@ -87,6 +91,18 @@ class _Memory:
     rejected: dict[Name, _Rejection] = field(default_factory=dict)
     decided: _Decided | None = None
     term: int = 0
+    failure: str = ""
+    failing_since: float | None = None
+
+    def failed(self, message: str, now: float) -> None:
+        self.failure = message
+        if self.failing_since is None:
+            self.failing_since = now
+
+    def failing(self, now: float) -> str:
+        """What is worth telling: a server that restarts fails, too."""
+        long = self.failing_since is not None and now - self.failing_since >= FAILING_SECONDS
+        return self.failure if long else ""
 
     def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
         """What need not be tried again yet: a new spec is always tried."""
@@ -135,7 +151,14 @@ class Reconciler:
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
         skipped = memory.rejected_now(generation, now)
         to_do = [action for action in decision.actions if not _waits(action, skipped)]
-        carried = await self._applier.carry_out(key[0], to_do, _names(observed))
+        try:
+            carried = await self._applier.carry_out(key[0], to_do, _names(observed))
+        except ServerFailed as error:
+            memory.failed(error.message, now)
+            if observed.failing:
+                await self._say(body, observed, decision)
+            raise
+        memory.failing_since = None
         self._remember(memory, carried, skipped, decision, generation)
         self._keep(key, memory, decision)
         await self._say(body, observed, decision)
@@ -170,8 +193,10 @@ class Reconciler:
             echoes=heard.echoes,
             drained=heard.drained,
             goodput=heard.goodput,
+            asked=heard.asked,
             decided=memory.decided.recalled() if memory.decided else None,
             rejected={name: said.message for name, said in memory.rejected.items()},
+            failing=memory.failing(now),
         )
 
     def _remember(

@@ -15,7 +15,7 @@ from streamserve.operator.decide import Decision
 from streamserve.operator.edge.apply import Applier
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound, Refused, ServerFailed, Throttled
-from streamserve.operator.edge.reconcile import REFUSED_AGAIN_SECONDS, Heard, Reconciler
+from streamserve.operator.edge.reconcile import FAILING_SECONDS, REFUSED_AGAIN_SECONDS, Heard, Reconciler
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.observe import Echo, Observed
@@ -240,6 +240,22 @@ async def test_a_retryable_error_ends_the_run_before_anything_is_said_and_the_ne
     with pytest.raises(type(error)):
         await bench.once()
     assert not any("streampairs" in call or "events" in call for call in bench.server.writes)
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+
+
+async def test_a_write_that_the_server_keeps_failing_is_told_with_its_object_and_words(bench: Bench) -> None:
+    bench.server.errors["/services/demo-router"] = [ServerFailed("range is full", status=500)] * 3
+    for _ in range(2):
+        with pytest.raises(ServerFailed):
+            await bench.once()
+    assert not any("streampairs" in call for call in bench.server.writes), "a server that restarts is no news"
+    bench.now += FAILING_SECONDS
+    with pytest.raises(ServerFailed):
+        await bench.once()
+    status, reason, message = bench.condition("Degraded")
+    assert (status, reason) == ("True", "WriteFails")
+    assert "Service demo-router: range is full" in message
     await bench.until_quiet()
     assert bench.condition("Degraded")[0] == "False"
 

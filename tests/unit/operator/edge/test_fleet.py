@@ -22,7 +22,7 @@ from streamserve.operator.decide import Decision
 from streamserve.operator.edge import drains
 from streamserve.operator.edge.drains import Drains
 from streamserve.operator.edge.fence import Fence
-from streamserve.operator.edge.fleet import ProcessFleet, echo_of
+from streamserve.operator.edge.fleet import _DIRECTLY_AFTER_SECONDS, ProcessFleet, echo_of
 from streamserve.operator.edge.members import Members, Worker, members
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.redis_link import lanes_of
@@ -295,6 +295,28 @@ async def test_a_router_that_has_not_answered_counts_with_generation_0() -> None
     bench = Bench()
     bench.decide(2)
     assert bench.fleet.heard(KEY).echoes == {ROUTER: Echo(0)}
+    await bench.fleet.close()
+
+
+async def test_until_all_have_answered_or_have_had_their_time_nobody_counts_as_asked() -> None:
+    bench = Bench()
+    assert not bench.fleet.heard(KEY).asked
+    bench.decide(2)
+    assert not bench.fleet.heard(KEY).asked
+    began = asyncio.get_running_loop().time()
+    await until(lambda: bench.fleet.heard(KEY).asked)
+    assert asyncio.get_running_loop().time() - began >= _DIRECTLY_AFTER_SECONDS, "the router never answered"
+    assert "10.0.0.1:50051" in bench.peers.asked, "nor did the worker publish, so it was asked as well"
+    await bench.fleet.close()
+
+
+async def test_those_who_answer_at_once_have_been_asked_at_once() -> None:
+    bench = Bench()
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2)
+    bench.peers.echoes["10.0.0.8:50051"] = Echo(2)
+    bench.decide(2)
+    await bench.until_heard({WORKER: (2, ""), ROUTER: (2, "")})
+    assert bench.fleet.heard(KEY).asked
     await bench.fleet.close()
 
 
