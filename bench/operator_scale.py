@@ -8,7 +8,8 @@ last three, which share one:
 
     create   requests to the API server per StreamPair, from its creation until it is Ready with nothing left to do
     start    from the start of a process, everything existing, until each StreamPair was reconciled; memory and CPU then
-    steady   writes (the Lease left out) and requests over the minutes given, and the CPU they take
+    steady   writes (the Lease left out) and requests over the minutes given, and the CPU they take; `writes_before` are
+             those from the start until then
     hot      from the edit of a depth bound to ConfigApplied, while as many others as --others change; every 0.1 s one
 
 The API server shares the machine's cores with the operator, as it does not in a cluster: times are upper bounds.
@@ -154,6 +155,7 @@ def steady(world: World, operator: Process, seconds: float) -> Body:
     after, asked = process.cpu_times(), world.requests(operator)
     return {
         "seconds": seconds,
+        "writes_before": writes,
         "writes": world.bench.writes(operator) - writes,
         "requests": {verb: asked[verb] - requests.get(verb, 0.0) for verb in asked},
         "cpu_cores": round((after.user + after.system - cpu.user - cpu.system) / seconds, 4),
