@@ -271,7 +271,8 @@ def run(given: argparse.Namespace) -> int:
             raise BenchError(str(error)) from None
     print(json.dumps({key: value for key, value in document.items() if key != "machine"}, indent=1))
     if not given.quick and not given.no_write:
-        say(f"written: {results.write('operator', document).relative_to(results.ROOT)}")
+        name = "operator" if given.pairs == 1_000 else f"operator-{given.pairs}"
+        say(f"written: {results.write(name, document).relative_to(results.ROOT)}")
     return 0
 
 

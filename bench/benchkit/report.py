@@ -177,7 +177,8 @@ def write_page(folder: Path = results.RESULTS, to: Path = PAGE) -> None:
     results.say(f"written: {to.relative_to(results.ROOT) if to.is_relative_to(results.ROOT) else to.name}")
 
 
-def _origin(document: Mapping[str, Any]) -> str:
+def origin(document: Mapping[str, Any]) -> str:
+    """When, on which commit and machine."""
     machine = document["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     commits = document.get("measured_on_commits") or [document["commit"]]
@@ -192,7 +193,7 @@ def _path(document: Mapping[str, Any] | None) -> str:
         return NOT_MEASURED
     repeats = sorted(set(document["repeats"].values()))
     said = " to ".join(str(count) for count in {repeats[0]: 0, repeats[-1]: 0})
-    return f"{_origin(document)} {said} repeats of every arm.\n\n{table(document)}"
+    return f"{origin(document)} {said} repeats of every arm.\n\n{table(document)}"
 
 
 def _router_cpu(document: Mapping[str, Any] | None) -> str:
@@ -206,7 +207,7 @@ def _router_cpu(document: Mapping[str, Any] | None) -> str:
     verdict = "holds" if document["target_holds"] else "does not hold"
     per_message = document["tokens_per_message"]
     return (
-        f"{_origin(document)} {document['streams']} streams of {document['tokens_per_stream']} tokens from one "
+        f"{origin(document)} {document['streams']} streams of {document['tokens_per_stream']} tokens from one "
         f"simulator lane, {document['repeats']} repeats, {per_message['router']:.2f} tokens per message through the "
         f"router and {per_message['bare']:.2f} through the bare grpc.aio proxy. Target, steady: at most "
         f"{document['target_ratio']}; it {verdict}.\n\n"
@@ -219,7 +220,7 @@ def _first_token(document: Mapping[str, Any] | None) -> str:
         return NOT_MEASURED
     rows = [[part["name"], f"{part['ms']:.2f}", part["how"]] for part in document["budget"]]
     return (
-        f"{_origin(document)} One request at a time, no drafter, {document['requests']} requests of each kind, "
+        f"{origin(document)} One request at a time, no drafter, {document['requests']} requests of each kind, "
         "interleaved; medians, and differences of medians where a part cannot be timed alone.\n\n"
         + markdown_table(["part", "ms", "how it is known"], rows)
     )
@@ -241,7 +242,7 @@ def _simulator(document: Mapping[str, Any] | None) -> str:
         for metric in METRICS
     ]
     return (
-        f"{_origin(document)} Calibrated on: {document['calibrated_on']}. Target: medians within "
+        f"{origin(document)} Calibrated on: {document['calibrated_on']}. Target: medians within "
         f"{document['target_percent']} %.\n\n"
         + markdown_table(["load", "metric", "engine, ms", "simulator, ms", "error", "target"], rows)
     )
@@ -251,4 +252,4 @@ def _pick_cost(document: Mapping[str, Any] | None) -> str:
     if document is None:
         return NOT_MEASURED
     rows = [[str(row["pairs"]), f"{row['median_us']:.0f}", f"{row['p99_us']:.0f}"] for row in document["sizes"]]
-    return f"{_origin(document)}\n\n" + markdown_table(["(prefill, decode) pairs", "median µs", "p99 µs"], rows)
+    return f"{origin(document)}\n\n" + markdown_table(["(prefill, decode) pairs", "median µs", "p99 µs"], rows)

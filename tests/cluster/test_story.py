@@ -28,6 +28,9 @@ SITE = sysconfig.get_paths()["purelib"]
 PROMPT = "The tide comes in twice a day, because"
 HOT_EDITS = 50
 HOT_SECONDS = 2.0
+# A kubelet looks at a mounted ConfigMap about once a minute, each at a time of its own.
+CONFIGMAP_SECONDS = 150
+FILLED_SECONDS = 5.0
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
     *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
@@ -126,6 +129,25 @@ def test_the_depths_that_are_scheduled_follow(cluster: Cluster, bound: int) -> N
     assert chunks[-1]["usage"]["depths_seen"] == [bound]
     cluster.edit({"speculation": {"depth": {"min": 1, "max": 6}}})
     cluster.until("ConfigApplied", "True", 10)
+
+
+def test_without_redis_an_edit_arrives_by_the_configmap_and_an_empty_redis_is_filled(cluster: Cluster) -> None:
+    before, redis = cluster.makes(), f"deployment/{RELEASE}-redis"
+    with cluster.traffic() as traffic:
+        cluster.kubectl("scale", redis, "--replicas=0")
+        cluster.kubectl("wait", "--for=delete", "pod", "--selector=app.kubernetes.io/component=redis", "--timeout=60s")
+        cluster.edit({"speculation": {"depth": {"min": 2, "max": 2}}})
+        cluster.until("ConfigApplied", "True", CONFIGMAP_SECONDS)
+        cluster.kubectl("scale", redis, "--replicas=1")
+        cluster.kubectl("rollout", "status", redis, "--timeout=60s")
+        began = time.monotonic()
+        cluster.edit({"speculation": {"depth": {"min": 1, "max": 6}}})
+        cluster.until("ConfigApplied", "True", 30)
+        took = time.monotonic() - began
+    assert took <= FILLED_SECONDS
+    assert traffic.failed == []
+    assert traffic.answered > 0
+    assert cluster.makes() == before
 
 
 def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(cluster: Cluster) -> None:

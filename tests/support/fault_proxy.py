@@ -8,8 +8,9 @@
         proxy.watches = WatchFaults(rng, duplicate=0.3)        # what becomes of each event of a watch
 
 Writes are counted as the server answers them (`writes`: method and path), those of Leases and Events left out: they
-are the operator's own, and change nothing that another could see as half done. Everything is on the loopback. The
-proxy speaks HTTP to the operator and TLS to the server, in a thread with a loop of its own.
+are the operator's own, and change nothing that another could see as half done. What was asked for at all is kept once
+each in `answered`. Everything is on the loopback. The proxy speaks HTTP to the operator and TLS to the server, in a
+thread with a loop of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import aiohttp
 from aiohttp import web
@@ -37,6 +38,13 @@ _HOP: Final = frozenset({"connection", "transfer-encoding", "content-length", "c
 
 def is_write(method: str, path: str) -> bool:
     return method in WRITES and not any(own in path for own in OWN)
+
+
+class Answered(NamedTuple):
+    method: str
+    path: str
+    watch: bool
+    status: int
 
 
 @dataclass(slots=True)
@@ -97,6 +105,7 @@ class FaultProxy:
     def __init__(self, server: ApiServer) -> None:
         self.faults: list[Fault] = []
         self.writes: list[str] = []
+        self.answered: set[Answered] = set()
         self.after_write: Callable[[int], None] | None = None
         self.watches: WatchFaults | None = None
         self.down = False
@@ -168,7 +177,9 @@ class FaultProxy:
         headers["Accept-Encoding"] = "identity"
         url = f"https://127.0.0.1:{self._server.port}{request.path_qs}"
         async with self._session.request(method, url, data=await request.read(), headers=headers) as answer:
-            if "watch=true" in request.query_string:
+            watch = "watch=true" in request.query_string
+            self.answered.add(Answered(method, path, watch, answer.status))
+            if watch:
                 return await self._watch(request, answer)
             body = await answer.read()
         if is_write(method, path) and answer.status < 400:

@@ -64,6 +64,7 @@ class OperatorBench:
         self.redis = RedisServer(directory)
         self.kubelet = Kubelet(self)
         self.operators: dict[str, Process] = {}
+        self.token = server.token
         self._kubeconfig = directory / "kubeconfig"
         self._calls = threading.Lock()
 
@@ -251,17 +252,19 @@ class OperatorBench:
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
             "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": self.server.token}}],
+            "users": [{"name": "test", "user": {"token": self.token}}],
         }
 
 
 @dataclass(slots=True)
 class Kubelet:
-    """Turns every `every_seconds`. `holds` names pods (by prefix) that never become ready."""
+    """Turns every `every_seconds`. `holds` names pods (by prefix) that never become ready; `lost` are pods (by uid)
+    whose node does not answer: nobody runs them, speaks for them or ends them."""
 
     bench: OperatorBench
     every_seconds: float = 0.1
     holds: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
     drains: bool = True
     error: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -295,6 +298,8 @@ class Kubelet:
         pairs = {body["metadata"]["name"]: body["metadata"]["uid"] for body in self.bench.all("StreamPair")}
         running: dict[str, dict[str, set[str]]] = {}
         for pod in pods:
+            if pod["metadata"]["uid"] in self.lost:
+                continue
             if "deletionTimestamp" in pod["metadata"]:
                 self.bench.remove("Pod", pod["metadata"]["name"])
                 continue

@@ -2,7 +2,7 @@
 {{- define "streamserve.rules" -}}
 - apiGroups: [streamserve.io]
   resources: [streampairs]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [streamserve.io]
   resources: [streampairs/status, streampairscalers/status]
   verbs: [patch]

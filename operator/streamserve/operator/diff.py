@@ -108,10 +108,10 @@ def _repairs(desired: Desired, observed: Observed) -> Iterator[Action]:
     for pod in observed.pods:
         if pod.leaving or pod.revision != desired.wanted.revision:
             continue
-        made = as_started(desired.pod(pod.lane, pod.slot), pod)
+        made = desired.pod(pod.lane, pod.slot)
         image = difference(_image(made), _image(pod.live))
         if field := difference(made["metadata"], pod.live["metadata"]) or image:
-            yield Apply(made, Reason.CHANGED, field)
+            yield Apply(as_started(made, pod), Reason.CHANGED, field)
 
 
 def as_started(made: Manifest, pod: Pod) -> Manifest:
