@@ -39,6 +39,8 @@ def join(node: Node, kubernetes: Path) -> None:
     patch = [{"op": "add", "path": f"/status/capacity/{GPU}", "value": str(GPUS_PER_NODE)}]
     target = ["patch", "node", node.name, "--subresource=status", "--type=json"]
     call(*kubectl(kubernetes), *target, f"--patch={json.dumps(patch)}")
+    # The kubelet makes capacity allocatable when it next reports.
+    until(lambda: _has_gpus(node, kubernetes), f"{node.name} offers GPUs", READY_SECONDS, f"see {node.folder}/*.log")
     zone = f"topology.kubernetes.io/zone=zone-{node.name}"
     call(*kubectl(kubernetes), "label", "node", node.name, zone, "--overwrite")
 
@@ -46,6 +48,11 @@ def join(node: Node, kubernetes: Path) -> None:
 def is_ready(node: Node, kubernetes: Path) -> bool:
     path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
     return attempt(*kubectl(kubernetes), "get", "node", node.name, f"-o={path}") == "True"
+
+
+def _has_gpus(node: Node, kubernetes: Path) -> bool:
+    path = r"jsonpath={.status.allocatable.nvidia\.com/gpu}"
+    return attempt(*kubectl(kubernetes), "get", "node", node.name, f"-o={path}") == str(GPUS_PER_NODE)
 
 
 def load(node: Node, archive: Path) -> None:
