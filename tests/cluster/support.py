@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tests.support.processes import wait_until
 
 LOOK_SECONDS = 0.2
+TRAFFIC_SECONDS = 600
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "serving"
@@ -134,17 +136,17 @@ class Cluster:
     def traffic(self) -> Iterator[Traffic]:
         """A client that sends one request after another for as long as the block lasts, from its pod."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
-        command = [*own, "exec", "-i", CLIENT, "--", "sh", "-c", _LOOP.format(command=" ".join(generate_command()))]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        stop = f"/tmp/stop-{uuid4().hex}"
+        loop = _LOOP.format(command=" ".join(generate_command()), stop=stop, seconds=TRAFFIC_SECONDS)
+        command = [*own, "exec", CLIENT, "--", "sh", "-c", loop]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
             traffic = Traffic()
-            assert child.stdin is not None
             assert child.stdout is not None
             assert child.stdout.readline().strip() == "begun"
             try:
                 yield traffic
             finally:
-                # The loop reads a line between two requests: the end of its input ends it.
-                child.stdin.close()
+                self.kubectl("exec", CLIENT, "--", "touch", stop)
                 for line in child.stdout:
                     traffic.took(line.strip())
                 child.wait(60)
@@ -164,15 +166,15 @@ class Traffic:
             self.failed.append(line)
 
 
-# Until its input ends. Each request is a process and a connection of its own: the worst case for a router that leaves.
+# Until it is told to stop, or has been forgotten. Each request is a process and a connection of its own: the worst case
+# for a router that leaves.
 _LOOP = """
 echo begun
-(cat > /dev/null; touch /tmp/stop) &
-rm -f /tmp/stop
-while [ ! -e /tmp/stop ]; do
+end=$(($(date +%s) + {seconds}))
+while [ ! -e {stop} ] && [ "$(date +%s)" -lt "$end" ]; do
   if {command} --max-tokens 32 "Tell me about tides" > /tmp/out 2> /tmp/err; then echo ok; else tail -1 /tmp/err; fi
 done
-rm -f /tmp/stop
+rm -f {stop}
 """
 
 
