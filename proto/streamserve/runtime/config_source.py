@@ -15,7 +15,6 @@ from random import Random
 
 import redis.asyncio as redis
 import watchfiles
-from redis.exceptions import RedisError
 
 from streamserve.contract import runtime_config
 from streamserve.contract.errors import StreamServeError
@@ -23,6 +22,7 @@ from streamserve.contract.keys import Keyspace
 from streamserve.contract.runtime_config import ConfigError, RuntimeConfig
 from streamserve.runtime import logs
 from streamserve.runtime.backoff import Backoff
+from streamserve.runtime.redis_away import AWAY
 
 _log = logs.get(__name__)
 Apply = Callable[[RuntimeConfig], Awaitable[None]]
@@ -121,7 +121,7 @@ class ConfigSource:
                     await self._read_key(client)
                     backoff.reset()
                     await self._follow(client, channel)
-            except (RedisError, OSError, TimeoutError) as error:
+            except AWAY as error:
                 _log.debug("redis is away: %s", error)
             await asyncio.sleep(backoff.next())
 

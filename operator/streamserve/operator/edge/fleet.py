@@ -38,10 +38,11 @@ from streamserve.operator.edge.members import Members, Worker, members
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.peers import Peers
 from streamserve.operator.edge.reconcile import Heard
-from streamserve.operator.edge.redis_link import AWAY, RedisLink
+from streamserve.operator.edge.redis_link import RedisLink
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.observe import Echo, LaneReport, Observed
 from streamserve.runtime import logs
+from streamserve.runtime.redis_away import AWAY
 from streamserve.runtime.tasks import Tasks
 from streamserve.runtime.tls import TlsFiles
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from streamserve.contract import goodput, keys, signals
 from streamserve.contract.goodput import GoodputError, GoodputMinute
@@ -28,7 +28,6 @@ from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.store import Key
 from streamserve.operator.observe import LaneReport, lane_reports
 
-AWAY: Final = (RedisError, OSError, TimeoutError)
 CHUNK: Final = 500
 SOCKET_SECONDS: Final = 2.0
 LISTS: Final = 32

@@ -104,7 +104,8 @@ class RedisConnection:
                 return [await self._reply() for _ in commands]
         except TimeoutError:
             raise RedisDown(f"no answer within {timeout_seconds:g} s") from None
-        except (OSError, hiredis.HiredisError) as error:
+        # RuntimeError: uvloop's, of a transport that is closed already.
+        except (OSError, RuntimeError, hiredis.HiredisError) as error:
             raise RedisDown(str(error) or type(error).__name__) from None
 
     async def _reply(self) -> Any:

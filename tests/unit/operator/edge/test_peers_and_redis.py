@@ -15,9 +15,10 @@ from streamserve.contract.runtime_config import ConfigId
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.operator.edge.fence import Fence, NotLeader
 from streamserve.operator.edge.peers import Peers
-from streamserve.operator.edge.redis_link import AWAY, RedisLink
+from streamserve.operator.edge.redis_link import RedisLink
 from streamserve.operator.observe import Echo, LaneReport
 from streamserve.runtime.grpc import GrpcServer
+from streamserve.runtime.redis_away import AWAY
 from streamserve.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 UID, ID, KEY = "pair-uid", "lane-0-decode-0", ("llm", "llama")

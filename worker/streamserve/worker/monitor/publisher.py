@@ -19,13 +19,13 @@ from random import Random
 from typing import Any, Final
 
 import redis.asyncio as redis
-from redis.exceptions import RedisError
 
 from streamserve.contract import keys
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.signals import WorkerSignals
 from streamserve.runtime import logs
 from streamserve.runtime.backoff import Backoff
+from streamserve.runtime.redis_away import AWAY
 from streamserve.worker.monitor.board import SignalBoard
 
 _log = logs.get(__name__)
@@ -59,7 +59,7 @@ class Publisher:
                     self.connected = True
                     self._backoff.reset()
                     await self._publish(client)
-            except (RedisError, OSError, TimeoutError) as error:
+            except AWAY as error:
                 if self.connected or not self.failures:
                     _log.warning("redis is away, serving goes on without it: %s", error)
                 self.failures += 1
@@ -69,7 +69,7 @@ class Publisher:
 
     async def withdraw(self) -> None:
         """Delete this worker's keys. Quietly gives up on a Redis that is away."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*AWAY):
             async with asyncio.timeout(_TIMEOUT_SECONDS), self._connect() as client:
                 pipe = client.pipeline(transaction=False)
                 pipe.delete(self._keys.worker_signals(self._id), self._keys.worker_endpoint(self._id))
