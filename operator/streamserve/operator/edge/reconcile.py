@@ -165,7 +165,7 @@ class Reconciler:
         self._fleet.decided(key, decision, observed)
         return _earliest(
             decision.again_seconds,
-            _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found else None,
+            _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found or observed.failing else None,
             LOOK_AGAIN_SECONDS if memory.found else None,
             REFUSED_AGAIN_SECONDS if memory.rejected else None,
         )

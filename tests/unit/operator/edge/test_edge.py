@@ -260,6 +260,29 @@ async def test_a_write_that_the_server_keeps_failing_is_told_with_its_object_and
     assert bench.condition("Degraded")[0] == "False"
 
 
+async def test_a_write_that_failed_and_is_not_needed_any_more_is_not_told_for_ever(bench: Bench) -> None:
+    await bench.until_quiet()
+    good = bench.server.objects["/api/v1/namespaces/llm/services/demo-router"]
+
+    def found_by_a_hand(**labels: str) -> None:
+        bench.server.version += 1
+        version = str(bench.server.version)
+        metadata = {**good["metadata"], "labels": {**good["metadata"]["labels"], **labels}, "resourceVersion": version}
+        bench.store.put({**good, "metadata": metadata})
+
+    found_by_a_hand(**{"app.kubernetes.io/name": "another"})
+    bench.server.errors["/services/demo-router"] = [ServerFailed("no", status=500)] * 2
+    for _ in range(2):
+        with pytest.raises(ServerFailed):
+            await bench.once()
+        bench.now += FAILING_SECONDS
+    assert bench.condition("Degraded")[1] == "WriteFails"
+    found_by_a_hand()
+    assert (await bench.once() or 60.0) < 1.0, "what it says was decided before the success"
+    await bench.once()
+    assert bench.condition("Degraded")[0] == "False"
+
+
 CONFIG = "/api/v1/namespaces/llm/configmaps/demo-config"
 
 
