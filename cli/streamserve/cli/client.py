@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,14 @@ DEFAULT_SERVER: Final = "127.0.0.1:50051"
 CONNECT_SECONDS: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """A client that shows a token. `ca` None: the authorities that gRPC ships with."""
+
+    ca: Path | None
+    token: str = field(repr=False)
+
+
 def add_server_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
@@ -27,31 +36,55 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SERVER,
         help=f"the router's gRPC address, host:port (default {DEFAULT_SERVER})",
     )
-    secure = parser.add_argument_group("TLS", "for a router that was started with it; all three PEM files or none")
+    secure = parser.add_argument_group(
+        "TLS", "for a router that was started with it: all three PEM files, or a token and, at its own port, --tls-ca"
+    )
     secure.add_argument("--tls-ca", type=Path, metavar="FILE", help="authority that signed the router's certificate")
     secure.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate: the router asks for one")
     secure.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    secure.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a bearer token instead of a certificate, for the router's token port; without --tls-ca the router's "
+        "certificate has to be of an authority that gRPC ships with",
+    )
 
 
 def run_with_channel(args: argparse.Namespace, work: Callable[[grpc.aio.Channel], Awaitable[int]]) -> int:
     """Connect as the server options say, do the work, say plainly what went wrong."""
-    from streamserve.runtime import tls
-    from streamserve.runtime.errors import SetupError
-
-    try:
-        files = tls.from_arguments(args.tls_ca, args.tls_certificate, args.tls_key)
-    except SetupError as error:
-        raise Refused(str(error)) from None
+    identity = _identity(args)
 
     async def body() -> int:
-        async with open_channel(args.server, files) as channel:
+        async with open_channel(args.server, identity) as channel:
             return await work(channel)
 
     return asyncio.run(body())
 
 
+def _identity(args: argparse.Namespace) -> TlsFiles | Bearer | None:
+    """Who we are to the router. Raises Refused."""
+    from streamserve.runtime import tls
+    from streamserve.runtime.errors import SetupError
+
+    if args.token_file is None:
+        try:
+            return tls.from_arguments(args.tls_ca, args.tls_certificate, args.tls_key)
+        except SetupError as error:
+            raise Refused(str(error)) from None
+    if args.tls_certificate is not None or args.tls_key is not None:
+        raise Refused("--token-file stands for a certificate: leave --tls-certificate and --tls-key out")
+    try:
+        token = args.token_file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read --token-file {args.token_file}: {error}") from None
+    if not token or not token.isprintable() or " " in token:
+        raise Refused(f"--token-file {args.token_file} holds no token: one word of printable characters is needed")
+    return Bearer(args.tls_ca, token)
+
+
 @asynccontextmanager
-async def open_channel(address: str, files: TlsFiles | None = None) -> AsyncIterator[grpc.aio.Channel]:
+async def open_channel(address: str, identity: TlsFiles | Bearer | None = None) -> AsyncIterator[grpc.aio.Channel]:
     """A connected channel. Raises Failed when nobody listens, and for every status that the work meets."""
     import grpc
 
@@ -71,14 +104,17 @@ async def open_channel(address: str, files: TlsFiles | None = None) -> AsyncIter
     except (OSError, TimeoutError):
         raise Failed(nobody_listens(address)) from None
     try:
-        channel = transport.channel(address, files)
+        if isinstance(identity, Bearer):
+            channel = transport.token_channel(address, identity.ca, identity.token)
+        else:
+            channel = transport.channel(address, identity)
     except SetupError as error:
         raise Refused(str(error)) from None
     try:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
         except TimeoutError:
-            raise Failed(no_handshake(address, files)) from None
+            raise Failed(no_handshake(address, identity)) from None
         try:
             yield channel
         except grpc.aio.AioRpcError as error:
@@ -91,16 +127,24 @@ def nobody_listens(address: str) -> str:
     return f"nothing answers at {address}: is `streamserve up` running? --server names another address"
 
 
-def no_handshake(address: str, files: TlsFiles | None) -> str:
+def no_handshake(address: str, identity: TlsFiles | Bearer | None) -> str:
     """Somebody listens there, but the connection does not come about."""
-    if files is None:
+    if isinstance(identity, Bearer):
+        trusted = (
+            f"{identity.ca} did not sign" if identity.ca else "none of the authorities that gRPC ships with signed"
+        )
+        return (
+            f"no TLS connection with {address}: it wants a client's certificate (tokens are for the router's token "
+            f"port), or it speaks no TLS, or {trusted} its certificate, or that is for another name than in --server"
+        )
+    if identity is None:
         return (
             f"what listens at {address} does not speak gRPC without TLS: give --tls-ca, --tls-certificate and "
             "--tls-key, or correct --server (it is the gRPC address, not the OpenAI API's)"
         )
     return (
-        f"no TLS connection with {address}: it speaks no TLS, or {files.ca} did not sign its certificate, or that is "
-        f"for another name than in --server, or it does not accept {files.certificate}"
+        f"no TLS connection with {address}: it speaks no TLS, or {identity.ca} did not sign its certificate, or that "
+        f"is for another name than in --server, or it does not accept {identity.certificate}"
     )
 
 

@@ -60,7 +60,7 @@ def desired(pair: StreamPair, site: Site, observed: Observed, now: float) -> Des
         accounts.account(pair, naming.ROUTER),
         config.config_map(pair, outcome.memory),
         *(services.workers(pair, role) for role in naming.ROLES),
-        services.router(pair),
+        services.router(pair, site),
         router.deployment(pair, site),
         disruption.workers(pair, counts.pods_per_lane),
         disruption.router(pair),

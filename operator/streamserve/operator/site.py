@@ -25,3 +25,8 @@ class Site:
     tls_peer_name: str = ""
     image_pull_policy: str = "IfNotPresent"
     topology_key: str = "topology.kubernetes.io/zone"
+
+    @property
+    def tokens(self) -> str:
+        """The Secret with the bearer tokens of clients, an entry for each; it may be missing."""
+        return f"{self.secret}-tokens"

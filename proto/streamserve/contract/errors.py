@@ -9,6 +9,7 @@
     │   ├── SlowConsumer          RESOURCE_EXHAUSTED   the client stopped reading
     │   └── TransferFailed        UNAVAILABLE          KV did not move from prefill to decode
     └── Permanent                 the same request fails again
+        ├── Unauthenticated       UNAUTHENTICATED      neither a certificate nor a known token
         ├── InvalidRequest        INVALID_ARGUMENT     `field` says which part
         ├── UnknownModel          NOT_FOUND
         ├── DuplicateRequest      ALREADY_EXISTS
@@ -89,6 +90,11 @@ class Permanent(StreamServeError):
     """The same request fails again."""
 
 
+class Unauthenticated(Permanent):
+    code = "UNAUTHENTICATED"
+    default_reason = "UNAUTHENTICATED"
+
+
 class InvalidRequest(Permanent):
     code = "INVALID_ARGUMENT"
     default_reason = "INVALID_REQUEST"
@@ -131,6 +137,7 @@ ALL_ERRORS: tuple[type[StreamServeError], ...] = (
     Overloaded,
     InfeasibleDeadline,
     SlowConsumer,
+    Unauthenticated,
     InvalidRequest,
     UnknownModel,
     DuplicateRequest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -62,16 +63,38 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def token_channel(address: str, ca: Path | None, token: str) -> grpc.aio.Channel:
+    """A channel on which every call shows a bearer token, over TLS. `ca`: the authority that signed the server's
+    certificate; None: those that gRPC ships with. Raises SetupError."""
+    try:
+        roots = None if ca is None else ca.read_bytes()
+    except OSError as error:
+        raise SetupError(f"cannot read TLS file {ca}: {error.strerror}") from None
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(roots), grpc.access_token_call_credentials(token)
+    )
+    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+
+
 class GrpcServer:
     """A grpc.aio server with health and reflection.
 
     Add the services' handlers to `server` before `start`. Every service is NOT_SERVING until `set_serving(True)`.
+    With TLS clients must show a certificate, unless `gate` decides whom to let in.
     """
 
-    def __init__(self, address: str, *, services: Iterable[str], tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        services: Iterable[str],
+        tls: TlsFiles | None = None,
+        gate: grpc.aio.ServerInterceptor | None = None,
+    ) -> None:
         self.address = address
-        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self.server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=None if gate is None else [gate])
         self._tls = tls
+        self._mutual = gate is None
         self._services = ("", *services)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -88,7 +111,8 @@ class GrpcServer:
             if self._tls is None:
                 bound = self.server.add_insecure_port(self.address)
             else:
-                bound = self.server.add_secure_port(self.address, tls_files.server_credentials(self._tls))
+                credentials = tls_files.server_credentials(self._tls, mutual=self._mutual)
+                bound = self.server.add_secure_port(self.address, credentials)
         except RuntimeError:
             raise AddressInUse(self.address) from None
         if bound == 0:

@@ -19,6 +19,7 @@ from streamserve.contract.errors import DOMAIN, InvalidRequest, StreamServeError
 
 _HTTP: Final = {
     "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
     "NOT_FOUND": 404,
     "ALREADY_EXISTS": 409,
     "RESOURCE_EXHAUSTED": 429,

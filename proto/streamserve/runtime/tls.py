@@ -55,12 +55,13 @@ def from_arguments(
     return TlsFiles(ca, certificate, key, peer_name)
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Mutual TLS that reloads its files when they change."""
+def server_credentials(files: TlsFiles, *, mutual: bool = True) -> grpc.ServerCredentials:
+    """TLS that reloads its files when they change. `mutual`: clients must show a certificate of the authority; gRPC
+    for Python can demand one or never ask, so a port that takes other proofs of identity too is a second one."""
     return grpc.dynamic_ssl_server_credentials(
         _configuration(files),
         _fetcher(files),  # type: ignore[arg-type]  # the stub forgets that None keeps the current one
-        require_client_authentication=True,
+        require_client_authentication=mutual,
     )
 
 

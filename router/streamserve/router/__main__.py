@@ -8,13 +8,18 @@ import sys
 import time
 from random import SystemRandom
 
+from starlette.types import ASGIApp
+
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.router import config as settings_module
 from streamserve.router.config import RouterSettings
 from streamserve.router.fronts.checks import Checks, ModelLimits
 from streamserve.router.fronts.grpc import admin, server
+from streamserve.router.fronts.grpc.gate import TokenGate
 from streamserve.router.fronts.openai import app
+from streamserve.router.fronts.openai.access import OnlyKnownClients
 from streamserve.router.fronts.openai.server import HttpServer
+from streamserve.router.fronts.tokens import Tokens
 from streamserve.router.goodput import GoodputMeter
 from streamserve.router.metrics import RouterMetrics
 from streamserve.router.scheduler.dispatch import Dispatcher
@@ -28,6 +33,7 @@ from streamserve.runtime.metrics import HealthServer
 from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import admin_pb2_grpc
 
+_SERVICES = (server.SERVICE, admin.SERVICE)
 _READINESS_SECONDS = 0.25
 _GOODPUT_SECONDS = 0.5
 _CUT_SECONDS = 2.0
@@ -76,23 +82,30 @@ class Router:
             limits=Limits(stall_seconds=settings.stall_seconds, slow_consumer_seconds=settings.slow_consumer_seconds),
         )
         checks = Checks(config=self.config, limits=self._limits, clock=time.monotonic)
-        self._grpc = GrpcServer(settings.grpc, services=(server.SERVICE, admin.SERVICE), tls=settings.tls)
-        server.InferenceServicer(self._orchestrator, checks, self.accepting).add_to(self._grpc.server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            admin.AdminServicer(
-                self._orchestrator, checks, config=self.config, config_error=lambda: self._source.last_error
-            ),
-            self._grpc.server,
-        )
+        tokens = None if settings.tokens is None else Tokens(settings.tokens, clock=time.monotonic)
+        self._grpc = {"grpc": GrpcServer(settings.grpc, services=_SERVICES, tls=settings.tls)}
+        if settings.token_grpc is not None and tokens is not None:
+            gate = TokenGate(tokens, refused=lambda: self._metrics.turned_away("grpc"))
+            self._grpc["token_grpc"] = GrpcServer(settings.token_grpc, services=_SERVICES, tls=settings.tls, gate=gate)
+        for each in self._grpc.values():
+            server.InferenceServicer(self._orchestrator, checks, self.accepting).add_to(each.server)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(
+                admin.AdminServicer(
+                    self._orchestrator, checks, config=self.config, config_error=lambda: self._source.last_error
+                ),
+                each.server,
+            )
         self._http: HttpServer | None = None
         if settings.http is not None:
-            front = app.build(
+            front: ASGIApp = app.build(
                 self._orchestrator,
                 checks,
                 config=self.config,
                 accepting=self.accepting,
                 wall_clock=time.time,
             )
+            if settings.tls is not None:
+                front = OnlyKnownClients(front, tokens=tokens, refused=lambda: self._metrics.turned_away("http"))
             self._http = HttpServer(settings.http, front, tls=settings.tls)
         self._health = HealthServer(
             settings.metrics, registry=self._metrics.registry, live=self._live, ready=self._ready
@@ -117,7 +130,8 @@ class Router:
         return 1 if failed else 0
 
     async def _start(self) -> None:
-        addresses = {"grpc": await self._grpc.start(), "metrics": await self._health.start()}
+        addresses = {name: await each.start() for name, each in self._grpc.items()}
+        addresses["metrics"] = await self._health.start()
         if self._http is not None:
             addresses["http"] = await self._http.start()
         await self._fleet.start()
@@ -143,13 +157,13 @@ class Router:
     async def _stop(self) -> None:
         """Refuse what is new, let what runs end within the drain time, cut the rest, close."""
         self._accepting = False
-        await self._grpc.set_serving(False)
+        await self._set_serving(False)
         try:
             async with asyncio.timeout(self._settings.drain_seconds):
                 await self._orchestrator.idle.wait()
         except TimeoutError:
             _log.warning("%d requests did not end in time and are cut", self._orchestrator.running)
-        closing = [self._grpc.stop(_CUT_SECONDS), self._health.stop()]
+        closing = [self._health.stop(), *(each.stop(_CUT_SECONDS) for each in self._grpc.values())]
         if self._http is not None:
             closing.append(self._http.stop(_CUT_SECONDS))
         await asyncio.gather(*closing)
@@ -176,8 +190,12 @@ class Router:
             now = self._ready() is None
             if now != serving:
                 serving = now
-                await self._grpc.set_serving(serving)
+                await self._set_serving(serving)
             await asyncio.sleep(_READINESS_SECONDS)
+
+    async def _set_serving(self, serving: bool) -> None:
+        for each in self._grpc.values():
+            await each.set_serving(serving)
 
     def _live(self) -> str | None:
         return "a background task has died; see the log" if self._tasks.failed.is_set() else None

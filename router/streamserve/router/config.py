@@ -45,6 +45,8 @@ class RouterSettings:
     ready_file: Path | None
     die_with_parent: bool
     tls: TlsFiles | None
+    tokens: Path | None
+    token_grpc: str | None
     stall_seconds: float
     slow_consumer_seconds: float
     drain_seconds: float
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--http", metavar="HOST:PORT", help="OpenAI-compatible API; without it there is none")
     where.add_argument("--metrics", required=True, metavar="HOST:PORT", help="/metrics, /healthz and /readyz")
     where.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help='written once bound: {"grpc", "http", "metrics"}'
+        "--ready-file", type=Path, metavar="PATH", help='written once bound: {"grpc", "token_grpc", "http", "metrics"}'
     )
     sources = parser.add_argument_group("what it listens to")
     sources.add_argument(
@@ -99,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="longest wait for running streams at the end, in seconds (default 20)",
     )
-    security = parser.add_argument_group("mutual TLS, for clients of gRPC and towards the workers")
+    security = parser.add_argument_group("mutual TLS, for clients and towards the workers")
     security.add_argument("--tls-ca", type=Path, metavar="FILE", help="authority that signs the peers, PEM")
     security.add_argument("--tls-certificate", type=Path, metavar="FILE", help="our certificate, PEM")
     security.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
@@ -107,6 +109,20 @@ def parser() -> argparse.ArgumentParser:
         "--tls-peer-name",
         metavar="NAME",
         help="name in the workers' certificates, where they are dialled by another (default: the address dialled)",
+    )
+    clients = parser.add_argument_group(
+        "clients without a certificate (with TLS; the OpenAI API takes certificates and tokens at one port)"
+    )
+    clients.add_argument(
+        "--client-tokens",
+        type=Path,
+        metavar="DIR",
+        help="bearer tokens, one file for each client, named after it; watched, and may be missing",
+    )
+    clients.add_argument(
+        "--token-grpc",
+        metavar="HOST:PORT",
+        help="the same services as --grpc for clients that show one of those tokens instead of a certificate",
     )
     process = parser.add_argument_group("process")
     process.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
@@ -126,8 +142,15 @@ def parse(arguments: Sequence[str]) -> RouterSettings:
         keyspace = Keyspace(given.namespace, given.pair)
     except ValueError as error:
         raise SetupError(str(error)) from None
-    for address in filter(None, (given.grpc, given.http, given.metrics)):
+    for address in filter(None, (given.grpc, given.http, given.metrics, given.token_grpc)):
         split_address(address)
+    files = tls.from_arguments(given.tls_ca, given.tls_certificate, given.tls_key, given.tls_peer_name)
+    if given.client_tokens is not None and files is None:
+        raise SetupError(
+            "--client-tokens needs TLS, or tokens would cross the network in the clear: give the three --tls files"
+        )
+    if given.token_grpc is not None and given.client_tokens is None:
+        raise SetupError("--token-grpc lets in who shows a token: say with --client-tokens where they are")
     for name in ("stall_seconds", "slow_consumer_seconds", "drain_seconds"):
         if not 0.0 < getattr(given, name) <= 3_600.0:
             raise SetupError(f"--{name.replace('_', '-')} must be above 0 and at most 3600")
@@ -142,7 +165,9 @@ def parse(arguments: Sequence[str]) -> RouterSettings:
         fleet_file=given.fleet,
         ready_file=given.ready_file,
         die_with_parent=given.die_with_parent,
-        tls=tls.from_arguments(given.tls_ca, given.tls_certificate, given.tls_key, given.tls_peer_name),
+        tls=files,
+        tokens=given.client_tokens,
+        token_grpc=given.token_grpc,
         stall_seconds=given.stall_seconds,
         slow_consumer_seconds=given.slow_consumer_seconds,
         drain_seconds=given.drain_seconds,

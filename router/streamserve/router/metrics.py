@@ -69,6 +69,12 @@ class RouterMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self._turned_away = Counter(
+            prefix + "unauthenticated",
+            "Calls without a certificate or a known token, by front (grpc or http).",
+            ["front"],
+            registry=self.registry,
+        )
         self._ttft = histogram("ttft_seconds", "From arrival to the first token sent.", _TTFT_BUCKETS)
         self._ttft_predicted = histogram(
             "ttft_predicted_seconds", "The pick's prediction, from the pick on.", _TTFT_BUCKETS
@@ -87,6 +93,9 @@ class RouterMetrics:
 
     def retried(self, verdict: str) -> None:
         self._retries.labels(verdict).inc()
+
+    def turned_away(self, front: str) -> None:
+        self._turned_away.labels(front).inc()
 
     def worker_failed(self, reason: str) -> None:
         self._worker_failures.labels(reason).inc()

@@ -122,8 +122,9 @@ def test_worker_and_router_take_the_command_lines_they_are_given(wanted: Desired
         parser = options.parser() if container["command"] == ["streamserve-worker"] else config.parser()
         given = vars(parser.parse_args(arguments))
         assert (given["namespace"], given["pair"]) == (wanted.pair.metadata.namespace, wanted.pair.metadata.name)
+        addresses = [given[name] for name in ("grpc", "token_grpc", "http", "metrics", "nixl") if given.get(name)]
         assert {port["containerPort"] for port in container["ports"]} == {
-            int(given[name].rpartition(":")[2]) for name in ("grpc", "http", "metrics", "nixl") if given.get(name)
+            int(address.rpartition(":")[2]) for address in addresses
         }
 
 

@@ -12,11 +12,13 @@ from streamserve.operator import naming
 from streamserve.operator.site import REDIS_KEYS, TLS_KEYS, Site
 
 GRPC_PORT: Final = 50051
+TOKEN_PORT: Final = 50052
 HTTP_PORT: Final = 8000
 METRICS_PORT: Final = 9090
 NIXL_PORT: Final = 5600
 CONFIG_DIRECTORY: Final = "/etc/streamserve/config"
 TLS_DIRECTORY: Final = "/etc/streamserve/tls"
+TOKEN_DIRECTORY: Final = "/etc/streamserve/tokens"
 CONFIG_FILE: Final = "config.json"
 USER_ID: Final = 65532
 _PROBE_TIMEOUT_SECONDS: Final = 5
@@ -34,7 +36,7 @@ CONTAINER_SECURITY: Final[dict[str, Any]] = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-VOLUMES: Final = ("config", "tmp", "shm", "tls")
+VOLUMES: Final = ("config", "tmp", "shm", "tls", "tokens")
 
 
 def http_probe(path: str, *, period_seconds: int, failures: int) -> dict[str, Any]:

@@ -47,6 +47,10 @@ def deployment(pair: StreamPair, site: Site) -> Manifest:
 def _pod(pair: StreamPair, site: Site) -> dict[str, Any]:
     name = pair.metadata.name
     volumes, mounts = parts.volumes(name, site)
+    if site.tls:
+        # Optional: with certificates alone nobody has to have tokens, and a Secret that comes later is mounted then.
+        volumes.append({"name": "tokens", "secret": {"secretName": site.tokens, "optional": True}})
+        mounts.append({"name": "tokens", "mountPath": parts.TOKEN_DIRECTORY, "readOnly": True})
     container = {
         "name": CONTAINER,
         "image": site.router_image,
@@ -60,10 +64,13 @@ def _pod(pair: StreamPair, site: Site) -> dict[str, Any]:
             *("--drain-seconds", str(DRAIN_SECONDS)),
             *parts.tls_arguments(site),
             *(("--tls-peer-name", site.tls_peer_name) if site.tls and site.tls_peer_name else ()),
+            *(("--client-tokens", parts.TOKEN_DIRECTORY) if site.tls else ()),
+            *(("--token-grpc", f"0.0.0.0:{parts.TOKEN_PORT}") if site.tls else ()),
         ],
         "env": parts.environment("router", site),
         "ports": [
             parts.port("grpc", parts.GRPC_PORT),
+            *([parts.port("grpc-token", parts.TOKEN_PORT)] if site.tls else ()),
             parts.port("http", parts.HTTP_PORT),
             parts.port("metrics", parts.METRICS_PORT),
         ],

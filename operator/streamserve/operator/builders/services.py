@@ -9,6 +9,7 @@ from streamserve.contract.streampair import StreamPair
 from streamserve.operator import naming
 from streamserve.operator.builders import parts
 from streamserve.operator.naming import Manifest
+from streamserve.operator.site import Site
 
 
 def workers(pair: StreamPair, role: str) -> Manifest:
@@ -33,7 +34,7 @@ def workers(pair: StreamPair, role: str) -> Manifest:
     )
 
 
-def router(pair: StreamPair) -> Manifest:
+def router(pair: StreamPair, site: Site) -> Manifest:
     name = pair.metadata.name
     return naming.manifest(
         pair,
@@ -47,6 +48,7 @@ def router(pair: StreamPair) -> Manifest:
                 "selector": naming.selector(name, naming.ROUTER),
                 "ports": [
                     parts.service_port("grpc", parts.GRPC_PORT),
+                    *([parts.service_port("grpc-token", parts.TOKEN_PORT)] if site.tls else ()),
                     parts.service_port("http", parts.HTTP_PORT),
                 ],
             }

@@ -20,6 +20,7 @@ _FINISH: Final = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
 }
+_KINDS: Final = {401: "authentication_error", 429: "rate_limit_error"}
 DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -129,7 +130,7 @@ def usage(counted: common_pb2.Usage | None) -> dict[str, Any]:
 
 def error_body(error: StreamServeError, status: int | None = None) -> bytes:
     status = status or http_status(error)
-    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 499 else "server_error"
+    kind = _KINDS.get(status, "invalid_request_error" if status < 499 else "server_error")
     param = error.field.removeprefix("sampling.") if error.field else None
     body = {"message": error.message, "type": kind, "param": param, "code": error.reason.lower()}
     return _json({"error": body})
