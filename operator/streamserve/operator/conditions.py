@@ -30,6 +30,7 @@ from streamserve.operator.diff import Step
 from streamserve.operator.observe import Observed, Pod
 
 MAX_MESSAGE_LENGTH: Final = 1_024
+OVERDUE_SECONDS: Final = 60.0
 _BY_ECHOES: Final = ("ConfigApplied", "SpeculationEffective")
 
 
@@ -57,12 +58,14 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that conditions look at. `stored` is the status as it was last written."""
+    """Everything that conditions look at. `stored` is the status as it was last written; `now` in seconds since the
+    epoch."""
 
     desired: Desired
     observed: Observed
     step: Step
     stored: Mapping[str, Any] = field(default_factory=dict)
+    now: float = 0.0
 
     @property
     def unheard(self) -> bool:
@@ -262,9 +265,36 @@ def _degraded(facts: Facts) -> Condition:
         for pod in staying:
             if cause := said(pod):
                 return Condition("Degraded", "True", reason, f"pod {pod.name}: {cause}")
+    for pod in facts.observed.pods:
+        if (left := _overdue_in_seconds(pod, facts.now)) is not None and left <= 0.0:
+            return Condition("Degraded", "True", "PodNotGone", _not_gone(pod))
+    waiting = [pod for pod in staying if pod.container_ready and not pod.ready]
+    if facts.observed.redis_away and waiting:
+        message = f"pod {waiting[0].name} runs, and no router's word on its lane arrives: Redis does not answer"
+        return Condition("Degraded", "True", "RedisAway", f"{message} ({facts.observed.redis_away})")
     if facts.step.rollout.halted:
         return Condition("Degraded", "True", "RolloutHalted", facts.step.rollout.halted)
     return Condition("Degraded", "False", "AsExpected")
+
+
+def overdue_in_seconds(observed: Observed, now: float) -> float | None:
+    """When a pod that is going will have stayed too long, if it stays; None where none is going, or has already."""
+    left = (_overdue_in_seconds(pod, now) for pod in observed.pods)
+    return min((each for each in left if each is not None and each > 0.0), default=None)
+
+
+def _overdue_in_seconds(pod: Pod, now: float) -> float | None:
+    """`deletion_seconds` is when its grace ends, not when it was asked to go."""
+    return None if pod.deletion_seconds is None else pod.deletion_seconds + OVERDUE_SECONDS - now
+
+
+def _not_gone(pod: Pod) -> str:
+    assert pod.deletion_seconds is not None
+    due = datetime.fromtimestamp(pod.deletion_seconds, UTC).strftime("%H:%M:%S UTC")
+    held = pod.live["metadata"].get("finalizers")
+    if held:
+        return f"pod {pod.name} should have been gone at {due}: its finalizers hold it ({', '.join(held)})"
+    return f"pod {pod.name} should have been gone at {due}: node {pod.node or '(none)'} does not say that it stopped"
 
 
 def _image(pod: Pod) -> str:

@@ -57,14 +57,14 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
         return Decision(status=_if_changed(stored, status.refused(stored, generation, after)), events=events)
     wanted = desired(pair, site, observed, now)
     step = diff(wanted, observed, now)
-    facts = Facts(wanted, observed, step, stored)
+    facts = Facts(wanted, observed, step, stored, now)
     after, events = conditions.transitions(stored.get("conditions", ()), conditions.conditions(facts), now)
     if pair.spec.paused:
         return Decision(
             status=_if_changed(stored, status.status(facts, after)),
             events=events,
             scalers=status.scalers_changed(wanted, observed, now),
-            again_seconds=step.rollout.again_seconds,
+            again_seconds=_earliest(step.rollout.again_seconds, conditions.overdue_in_seconds(observed, now)),
         )
     verdict = wanted.canary.verdict
     return Decision(
@@ -76,7 +76,9 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
         told=verdict.detail if isinstance(verdict, Promote | RollBack) else "",
         scalers=status.scalers_changed(wanted, observed, now),
         again_seconds=_earliest(
-            step.rollout.again_seconds, verdict.again_seconds if isinstance(verdict, Hold) else None
+            step.rollout.again_seconds,
+            verdict.again_seconds if isinstance(verdict, Hold) else None,
+            conditions.overdue_in_seconds(observed, now),
         ),
     )
 

@@ -73,6 +73,7 @@ class Pod:
     drain: str = ""
     drain_since_seconds: float = 0.0
     deletion_seconds: float | None = None
+    node: str = ""
 
     @property
     def leaving(self) -> bool:
@@ -122,7 +123,8 @@ class Observed:
     generation 0 while it has not answered, and of the workers that have. `rejected`: writes that the API server refuses
     for good, and its words. `failing`: what it keeps answering to a write that it may take later, empty while it does
     not. `asked` is False until the processes have once been asked for their echoes. `memory`: the configuration as it
-    was last written, and where its canary stands. `goodput` is None while the routers' records have not been read."""
+    was last written, and where its canary stands. `goodput` is None while the routers' records have not been read.
+    `redis_away`: why Redis has not answered for a while, empty while it does."""
 
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
@@ -135,6 +137,7 @@ class Observed:
     goodput: Records | None = None
     asked: bool = True
     failing: str = ""
+    redis_away: str = ""
 
     @property
     def running(self) -> dict[str, int]:
@@ -163,6 +166,7 @@ def observe(
     decided: Memory | None = None,
     asked: bool = True,
     failing: str = "",
+    redis_away: str = "",
 ) -> Observed:
     """`objects`: everything in the pair's namespace that carries its label or one of its names. `decided`: what this
     process has wanted the ConfigMap to hold."""
@@ -193,6 +197,7 @@ def observe(
         goodput=goodput,
         asked=asked,
         failing=failing,
+        redis_away=redis_away,
     )
 
 
@@ -261,6 +266,7 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         drain=notes.get(naming.DRAIN, ""),
         drain_since_seconds=seconds_of(notes.get(naming.DRAIN_SINCE)),
         deletion_seconds=None if deletion is None else seconds_of(deletion),
+        node=str(live.get("spec", {}).get("nodeName") or ""),
     )
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from streamserve.contract.streampair import StreamPair
-from streamserve.operator.conditions import MAX_MESSAGE_LENGTH, Condition, transitions
+from streamserve.operator.conditions import (
+    MAX_MESSAGE_LENGTH,
+    OVERDUE_SECONDS,
+    Condition,
+    overdue_in_seconds,
+    transitions,
+)
 from streamserve.operator.decide import decide
 from streamserve.operator.observe import Echo, Observed, Pod
 from streamserve.operator.site import Site
@@ -31,6 +37,13 @@ def echoes(**changes: Echo) -> Change:
         return replace(seen, echoes={**seen.echoes, **{names[who]: echo for who, echo in changes.items()}})
 
     return change
+
+
+LONG_AGO, LATER = 60.0, 1e11
+
+
+def _held(pod: Pod, finalizer: str) -> dict[str, Any]:
+    return {**pod.live, "metadata": {**pod.live["metadata"], "finalizers": [finalizer]}}
 
 
 CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]] = {
@@ -107,6 +120,47 @@ CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]]
         pods(lambda pod: replace(pod, ready=False, restarts=1, last_words="out of memory")),
         {"Degraded": ("False", "AsExpected", "")},
     ),
+    "a pod that was asked to go has its grace": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, deletion_seconds=LATER, node="node-b")),
+        {"Degraded": ("False", "AsExpected", ""), "Ready": ("False", "LanesNotReady", "1 of 2 decode pods")},
+    ),
+    "a pod is there long after its grace": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, deletion_seconds=LONG_AGO, node="node-b")),
+        {
+            "Degraded": ("True", "PodNotGone", "gone at 00:01:00 UTC: node node-b does not say that it stopped"),
+            "Ready": ("False", "PodNotGone", "-decode-0-0-"),
+        },
+    ),
+    "a pod is held by somebody's finalizer": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, deletion_seconds=LONG_AGO, live=_held(pod, "acme.io/keep"))),
+        {"Degraded": ("True", "PodNotGone", "its finalizers hold it (acme.io/keep)")},
+    ),
+    "Redis is away and a pod waits for its lane": (
+        {},
+        lambda seen: replace(
+            pods(lambda pod: replace(pod, ready=False, gate=None))(seen), redis_away="AuthenticationError"
+        ),
+        {
+            "Degraded": ("True", "RedisAway", "Redis does not answer (AuthenticationError)"),
+            "Ready": ("False", "RedisAway", "1 of 2 decode pods"),
+        },
+    ),
+    "Redis is away and everything serves": (
+        {},
+        lambda seen: replace(seen, redis_away="ConnectionError"),
+        {"Degraded": ("False", "AsExpected", ""), "Ready": ("True", "LanesReady", "")},
+    ),
+    "Redis is away and a pod cannot start for a reason of its own": (
+        {},
+        lambda seen: replace(
+            pods(lambda pod: replace(pod, ready=False, stuck="ImagePullBackOff: no such tag"))(seen),
+            redis_away="ConnectionError",
+        ),
+        {"Degraded": ("True", "ImagePullFailed", "no such tag")},
+    ),
     "speculation is under way": (
         {"speculation": {"method": "Ngram"}},
         lambda seen: seen,
@@ -153,6 +207,17 @@ def test_conditions(make_body: MakeBody, site: Site, name: str) -> None:
         assert (found[kind]["status"], found[kind]["reason"]) == (status, reason), found[kind]
         assert part in found[kind]["message"]
         assert found[kind]["observedGeneration"] == 3
+
+
+def test_a_pod_that_is_going_is_looked_at_again_when_it_should_be_gone(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body(generation=3), site)
+    cluster.settle()
+    going = pods(lambda pod: replace(pod, deletion_seconds=cluster.now + 30.0))(cluster.observe())
+    assert overdue_in_seconds(going, cluster.now) == 30.0 + OVERDUE_SECONDS
+    again = decide(cluster.body, site, going, cluster.now).again_seconds
+    assert again is not None and again <= 30.0 + OVERDUE_SECONDS
+    assert overdue_in_seconds(going, cluster.now + 30.0 + OVERDUE_SECONDS) is None
+    assert overdue_in_seconds(cluster.observe(), cluster.now) is None
 
 
 def test_the_status_counts_what_there_is(make_body: MakeBody, site: Site) -> None:

@@ -51,6 +51,7 @@ CHECK_SECONDS: Final = 2.0
 REFRESH_SECONDS: Final = 10.0
 FIRST_SECONDS: Final = 0.05
 SLOWEST_SECONDS: Final = 5.0
+AWAY_SECONDS: Final = 10.0
 _DIRECTLY_AFTER_SECONDS: Final = 0.4
 _SHARE_OF_TIME: Final = 0.1
 _ASKED_AT_ONCE: Final = 32
@@ -102,12 +103,14 @@ class ProcessFleet:
         self._tasks = Tasks("fleet")
         self._turns = asyncio.Semaphore(_ASKED_AT_ONCE)
         self._away = ""
+        self._away_since = 0.0
+        self._told = False
 
     def heard(self, key: Key) -> Heard:
         pair = self._pairs.get(key)
         lanes = None if self._lanes is None else self._lanes.get(key)
         echoes, asked = (dict(pair.echoes), pair.asked) if pair else ({}, False)
-        return Heard(lanes, echoes, self._drains.finished(key), self._evidence.known(key), asked)
+        return Heard(lanes, echoes, self._drains.finished(key), self._evidence.known(key), asked, self._trouble())
 
     def decided(self, key: Key, decision: Decision, observed: Observed) -> None:
         body = self._store.pair(key)
@@ -236,8 +239,9 @@ class ProcessFleet:
 
     def _take_lanes(self, found: Mapping[Key, dict[str, LaneReport]] | None) -> None:
         before, self._lanes = self._lanes or {}, found
+        told, self._told = self._told, bool(self._trouble())
         for key in self._pairs:
-            if (found or {}).get(key) != before.get(key):
+            if self._told != told or (found or {}).get(key) != before.get(key):
                 self._ask(key)
 
     # Who has applied it
@@ -340,10 +344,16 @@ class ProcessFleet:
 
     def _is_away(self, error: BaseException) -> None:
         self._metrics.redis_connected.set(0)
-        trouble = type(error).__name__
-        if trouble != self._away:
-            _log.warning("Redis does not answer (%s): ConfigMaps deliver, gates stay as they are", trouble)
-        self._away = trouble
+        if self._away:
+            return
+        self._away, self._away_since = type(error).__name__, self._clock()
+        _log.warning("Redis does not answer (%s): ConfigMaps deliver, gates stay as they are", self._away)
+
+    def _trouble(self) -> str:
+        """What is worth a condition: a Redis that starts anew is away for a moment, too."""
+        if self._link is None:
+            return "the operator was given none"
+        return self._away if self._away and self._clock() - self._away_since >= AWAY_SECONDS else ""
 
     def _is_back(self) -> None:
         self._metrics.redis_connected.set(1)

@@ -49,6 +49,7 @@ class Heard:
     drained: frozenset[str] = frozenset()
     goodput: Records | None = None
     asked: bool = True
+    redis_away: str = ""
 
 
 class Fleet(Protocol):
@@ -194,6 +195,7 @@ class Reconciler:
             drained=heard.drained,
             goodput=heard.goodput,
             asked=heard.asked,
+            redis_away=heard.redis_away,
             decided=memory.decided.recalled() if memory.decided else None,
             rejected={name: said.message for name, said in memory.rejected.items()},
             failing=memory.failing(now),

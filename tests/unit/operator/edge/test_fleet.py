@@ -22,7 +22,7 @@ from streamserve.operator.decide import Decision
 from streamserve.operator.edge import drains
 from streamserve.operator.edge.drains import Drains
 from streamserve.operator.edge.fence import Fence
-from streamserve.operator.edge.fleet import _DIRECTLY_AFTER_SECONDS, ProcessFleet, echo_of
+from streamserve.operator.edge.fleet import _DIRECTLY_AFTER_SECONDS, AWAY_SECONDS, ProcessFleet, echo_of
 from streamserve.operator.edge.members import Members, Worker, members
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.redis_link import lanes_of
@@ -289,6 +289,39 @@ async def test_workers_are_heard_in_redis_and_routers_asked_until_all_have_appli
     assert bench.peers.asked == ["10.0.0.8:50051"], "a worker that published was not asked"
     assert bench.fleet.heard(KEY).asked, "all have answered: nothing is waited for"
     assert KEY in bench.asked
+    await bench.fleet.close()
+
+
+async def test_redis_that_stays_away_is_told_once_and_taken_back_at_once() -> None:
+    bench, now = Bench(), 1_000.0
+    bench.fleet._clock = lambda: now
+    bench.decide(2)
+    bench.asked.clear()
+
+    def look(error: Exception | None) -> tuple[str, int]:
+        """(what a pair hears, how often it was asked to decide anew) after one look at Redis."""
+        bench.asked.clear()
+        if error is None:
+            bench.fleet._is_back()
+        else:
+            bench.fleet._is_away(error)
+        bench.fleet._take_lanes(None if error else {})
+        return bench.fleet.heard(KEY).redis_away, len(bench.asked)
+
+    assert look(ConnectionError()) == ("", 0), "one that starts anew is away for a moment, too"
+    now += AWAY_SECONDS
+    assert look(ConnectionError()) == ("ConnectionError", 1)
+    assert look(ConnectionError()) == ("ConnectionError", 0)
+    assert look(None) == ("", 1)
+    now += AWAY_SECONDS
+    assert look(ConnectionError()) == ("", 0), "each absence has its own patience"
+    await bench.fleet.close()
+
+
+async def test_without_a_redis_the_pairs_hear_so() -> None:
+    bench = Bench()
+    bench.fleet._link = None
+    assert bench.fleet.heard(KEY).redis_away == "the operator was given none"
     await bench.fleet.close()
 
 
