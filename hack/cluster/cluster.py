@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import control_plane
 import down as teardown
 import images
+import metrics_api
 import network
 import node as nodes
 from build import COREDNS, KUBERNETES, PAUSE
 from go_programs import Failed as BuildFailed
 from layout import FOLDER, KUBECONFIG, NODES
-from shell import Failed, call, is_running, say
+from shell import Failed, attempt, call, is_running, say, start
 
 PACKAGES = {
     "containerd": "containerd",
@@ -44,6 +45,8 @@ PACKAGES = {
     "nsenter": "util-linux",
 }
 LONGEST_FOLDER = 60
+BRIDGED = "net.bridge.bridge-nf-call-iptables"
+HERE = Path(__file__).resolve().parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,6 +103,10 @@ def up() -> None:
         for archive in archives:
             nodes.load(node, archive)
         nodes.join(node, kubernetes)
+        if attempt(*node.inside("sysctl", "-n", BRIDGED)).strip() != "1":
+            raise Failed(f"{BRIDGED} is not 1 on {node.name}: no policy would hold between its pods; load br_netfilter")
+    start(FOLDER / "policies", [sys.executable, str(HERE / "policies.py")])
+    metrics_api.run(kubernetes)
     say(f"up after {time.monotonic() - began:.0f} s; export KUBECONFIG={KUBECONFIG}")
 
 
@@ -112,7 +119,15 @@ def load() -> None:
 def status() -> int:
     """0 when every program runs and both nodes are Ready."""
     kubernetes = KUBERNETES.binary()
-    own = ("etcd-server", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "dns")
+    own = (
+        "etcd-server",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "dns",
+        "policies",
+        "metrics-api",
+    )
     names = [FOLDER / name for name in own]
     names += [node.folder / name for node in NODES for name in ("containerd", "kubelet-server", "kube-proxy")]
     dead = [str(name.relative_to(FOLDER)) for name in names if not is_running(name)]

@@ -32,7 +32,7 @@ def down(kubernetes: Path) -> None:
         shutil.rmtree(FOLDER, ignore_errors=True)
         return
     # Nothing makes pods any more; then the kubelets take theirs down the ordinary way.
-    stop(FOLDER / "kube-scheduler", FOLDER / "kube-controller-manager")
+    stop(*(FOLDER / name for name in ("policies", "metrics-api", "kube-scheduler", "kube-controller-manager")))
     if kubernetes.exists() and is_ready(kubernetes):
         remove = ["delete", "pods", "--all", "--all-namespaces", "--grace-period=1", "--timeout=15s"]
         attempt(*kubectl(kubernetes), *remove, seconds=25)

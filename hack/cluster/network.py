@@ -28,6 +28,7 @@ SYSCTLS = (
 )
 FAMILIES = ("iptables", "ip6tables")
 TABLES = ("nat", "filter", "mangle", "raw")
+OWN_CHAINS = "(?:KUBE|SS)-"
 
 
 def remember() -> None:
@@ -72,7 +73,7 @@ def _separate(node: Node) -> None:
 
 
 def disconnect() -> None:
-    """Remove the rules of kube-proxy and ours, the links and with them their routes."""
+    """Remove the rules of kube-proxy, of the policies and ours, the links and with them their routes."""
     for family in FAMILIES:
         for table in TABLES:
             _remove_rules(family, table)
@@ -97,10 +98,10 @@ def restore() -> None:
 
 def _remove_rules(family: str, table: str) -> None:
     for line in attempt(f"{family}-save", "-t", table).splitlines():
-        if line.startswith("-A") and (GUARD in line or re.search(r"-j KUBE-|^-A KUBE-", line)):
+        if line.startswith("-A") and (GUARD in line or re.search(rf"-j {OWN_CHAINS}|^-A {OWN_CHAINS}", line)):
             words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
             attempt(family, "-t", table, "-D", *words[1:])
-    chains = re.findall(r"^:(KUBE-\S+)", attempt(f"{family}-save", "-t", table), re.MULTILINE)
+    chains = re.findall(rf"^:({OWN_CHAINS}\S+)", attempt(f"{family}-save", "-t", table), re.MULTILINE)
     for flag in ("-F", "-X"):
         for chain in chains:
             attempt(family, "-t", table, flag, chain)

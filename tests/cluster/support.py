@@ -15,7 +15,7 @@ from uuid import uuid4
 from tests.support.processes import wait_until
 
 LOOK_SECONDS = 0.2
-TRAFFIC_SECONDS = 600
+TRAFFIC_SECONDS = 1_200
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "serving"
@@ -107,8 +107,10 @@ class Cluster:
     def ready_lanes(self) -> int:
         """Lanes of which every worker's pod is Ready, as a client of the API sees it now."""
         lanes: dict[tuple[str, str], list[bool]] = {}
-        for pod in [*self.pods("prefill"), *self.pods("decode")]:
+        for pod in self.pods():  # of one moment: what is ready moves from lane to lane
             labels = pod["metadata"]["labels"]
+            if "streamserve.io/lane" not in labels:
+                continue
             conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
             key = (labels["streamserve.io/lane"], labels["streamserve.io/revision"])
             lanes.setdefault(key, []).append(conditions.get("Ready") == "True")
@@ -123,6 +125,13 @@ class Cluster:
             self.try_kubectl("logs", f"deployment/{RELEASE}-operator", "--tail=30", "--all-containers").stdout[-4000:],
         ]
         return "\n".join(parts)
+
+    def metric(self, **values: str | None) -> None:
+        """What external.metrics.k8s.io says from now on; None: it has no value."""
+        file = self.kubeconfig.parent / "metrics.json"
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+        fresh.rename(file)
 
     # A client
 
@@ -174,6 +183,7 @@ end=$(($(date +%s) + {seconds}))
 while [ ! -e {stop} ] && [ "$(date +%s)" -lt "$end" ]; do
   if {command} --max-tokens 32 "Tell me about tides" > /tmp/out 2> /tmp/err; then echo ok; else tail -1 /tmp/err; fi
 done
+[ -e {stop} ] || echo "the time for traffic is over"
 rm -f {stop}
 """
 

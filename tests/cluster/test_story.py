@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from ruamel.yaml import YAML
 from tests.cluster.support import (
     CHART,
+    CLIENT,
     ENGINES,
     EXAMPLE,
     HERE,
@@ -31,20 +34,44 @@ HOT_SECONDS = 2.0
 # A kubelet looks at a mounted ConfigMap about once a minute, each at a time of its own.
 CONFIGMAP_SECONDS = 150
 FILLED_SECONDS = 5.0
+AUTOSCALED_SECONDS = 90
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
     *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
     f"--set=namespaces={{{NAMESPACE},{ENGINES}}}",
 ]
 HTTP = f"""
-import json, ssl, urllib.request
+import json, ssl, sys, urllib.error, urllib.request
 context = ssl.create_default_context(cafile="{TLS}/ca.crt")
-context.load_cert_chain("{TLS}/tls.crt", "{TLS}/tls.key")
+headers = {{"Content-Type": "application/json"}}
+if sys.argv[1] == "certificate":
+    context.load_cert_chain("{TLS}/tls.crt", "{TLS}/tls.key")
+elif sys.argv[1] == "token":
+    headers["Authorization"] = "Bearer " + sys.stdin.read()
 body = {{"model": "llama", "max_tokens": 8, "messages": [{{"role": "user", "content": "What is a tide?"}}]}}
 request = urllib.request.Request(
-    "https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions", json.dumps(body).encode(),
-    {{"Content-Type": "application/json"}})
-print(urllib.request.urlopen(request, timeout=30, context=context).read().decode())
+    "https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions", json.dumps(body).encode(), headers)
+try:
+    print(urllib.request.urlopen(request, timeout=30, context=context).read().decode())
+except urllib.error.HTTPError as error:
+    print(json.dumps({{"status": error.code}}))
+"""
+
+
+# A policy drops what it does not let in: that is silence. A port where nobody listens refuses at once.
+REACH = """
+import json, socket, sys
+said = {}
+for target in sys.argv[1:]:
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 3).close()
+        said[target] = "open"
+    except TimeoutError:
+        said[target] = "silent"
+    except OSError as error:
+        said[target] = str(error)
+print(json.dumps(said))
 """
 
 
@@ -74,9 +101,20 @@ def test_a_stream_pair_becomes_ready_and_serves_from_both_lanes(cluster: Cluster
 
 
 def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
-    answer: Body = json.loads(cluster.kubectl("exec", "client", "--", "python3", "-c", HTTP))
-    assert answer["choices"][0]["message"]["content"]
-    assert answer["usage"]["completion_tokens"] == 8
+    secret = cluster.get("secret", "streamserve-tokens")["data"]["default"]
+    token = base64.b64decode(secret).decode()
+    for shown in ("certificate", "token"):
+        answer = _over_http(cluster, shown, token)
+        assert answer["choices"][0]["message"]["content"], shown
+        assert answer["usage"]["completion_tokens"] == 8
+    assert _over_http(cluster, "nothing", "") == {"status": 401}
+    assert _over_http(cluster, "token", token + "s") == {"status": 401}
+
+
+def _over_http(cluster: Cluster, shown: str, token: str) -> Body:
+    words = ("exec", "--stdin", "client", "--", "python3", "-c", HTTP, shown)
+    answer: Body = json.loads(cluster.kubectl(*words, given=token))
+    return answer
 
 
 def test_real_engines_serve_and_the_kv_cache_moves_between_their_pods(
@@ -136,6 +174,34 @@ def test_the_depths_that_are_scheduled_follow(cluster: Cluster, bound: int) -> N
     cluster.until("ConfigApplied", "True", 10)
 
 
+def test_a_canary_lane_alone_obeys_a_new_setting_and_the_kill_switch_passes_it_by(cluster: Cluster) -> None:
+    def depths_by_lane() -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        with ThreadPoolExecutor(8) as many:
+            prompts = [f"Canary number {number}" for number in range(8)]
+            answers = list(
+                many.map(lambda prompt: cluster.generate(prompt, "--max-tokens=64", "--ignore-eos"), prompts)
+            )
+        for chunks in answers:
+            found.setdefault(chunks[-1]["route"]["lane"], set()).update(chunks[-1]["usage"]["depths_seen"])
+        return found
+
+    cluster.edit({"speculation": {"depth": {"min": 4, "max": 4}}})
+    cluster.until("ConfigApplied", "True", 10)
+    rollout = {"canaryLanes": 1, "holdSeconds": 600}
+    cluster.edit({"speculation": {"depth": {"min": 2, "max": 2}, "rollout": rollout}})
+    cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
+    cluster.wait(lambda: depths_by_lane() == {"lane-0": {2}, "lane-1": {4}}, 30, "one lane tries depth 2")
+    cluster.edit({"speculation": {"policy": "Off"}})
+    began = time.monotonic()
+    cluster.kubectl("wait", "--for=condition=ConfigApplied", f"streampair/{PAIR}", "--timeout=10s")
+    took = time.monotonic() - began
+    assert took <= HOT_SECONDS, f"the kill switch took {took:.2f} s"
+    assert set().union(*depths_by_lane().values()) <= {0}
+    cluster.edit({"speculation": {"policy": "Goodput", "depth": {"min": 1, "max": 6}, "rollout": {"canaryLanes": 0}}})
+    cluster.until("ConfigApplied", "True", 10)
+
+
 def test_without_redis_an_edit_arrives_by_the_configmap_and_an_empty_redis_is_filled(cluster: Cluster) -> None:
     before, redis = cluster.makes(), f"deployment/{RELEASE}-redis"
     with cluster.traffic() as traffic:
@@ -156,14 +222,10 @@ def test_without_redis_an_edit_arrives_by_the_configmap_and_an_empty_redis_is_fi
 
 
 def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(cluster: Cluster) -> None:
-    before, fewest = cluster.makes(), 2
+    before = cluster.makes()
     with cluster.traffic() as traffic:
         cluster.edit({"decode": {"engine": {"args": {"max-num-seqs": "32"}}}})
-        end = time.monotonic() + 240
-        while not (cluster.condition("Ready").get("status") == "True" and _replaced(cluster, before)):
-            assert time.monotonic() < end, cluster.state()
-            fewest = min(fewest, cluster.ready_lanes())
-            time.sleep(0.2)
+        fewest = _fewest_lanes_until_replaced(cluster, before)
     assert traffic.failed == []
     assert traffic.answered > 0
     assert fewest >= 1, "one lane of two may be away"
@@ -210,6 +272,95 @@ def test_lanes_are_added_and_drained_by_kubectl_scale(cluster: Cluster) -> None:
     assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
 
 
+HPA = """
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: auto-prefill}
+spec:
+  scaleTargetRef: {apiVersion: streamserve.io/v1alpha1, kind: StreamPairScaler, name: auto-prefill}
+  minReplicas: 1
+  maxReplicas: 6
+  metrics:
+    - type: External
+      external: {metric: {name: prefill_busy}, target: {type: AverageValue, averageValue: "10"}}
+"""
+
+
+def test_an_hpa_on_an_external_metric_drives_a_role_and_the_ratio_bounds_it(
+    cluster: Cluster, request: pytest.FixtureRequest
+) -> None:
+    """One replica for each 10 of the metric; the ratio permits two prefill pods for the one decode pod of a lane."""
+
+    def leave() -> None:
+        cluster.metric(prefill_busy=None)
+        cluster.try_kubectl("delete", "hpa/auto-prefill", "streampair/auto", "--ignore-not-found", "--timeout=60s")
+        gone = ["wait", "--for=delete", "pod", "--selector=streamserve.io/pair=auto", "--timeout=120s"]
+        cluster.try_kubectl(*gone, seconds=130)
+
+    request.addfinalizer(leave)
+    pair = YAML(typ="safe").load(EXAMPLE)
+    pair["metadata"]["name"] = "auto"
+    pair["spec"] |= {"lanes": 1, "ratio": {"minDecodePerPrefillPercent": 50, "maxDecodePerPrefillPercent": 400}}
+    pair["spec"]["prefill"]["scaling"] = {"mode": "External"}
+    cluster.kubectl("apply", "-f", "-", given=json.dumps(pair))
+    cluster.kubectl("wait", "--for=condition=Ready", "streampair/auto", "--timeout=120s", seconds=130)
+    cluster.kubectl("apply", "-f", "-", given=HPA)
+
+    cluster.metric(prefill_busy="15")
+    cluster.wait(lambda: _prefill(cluster) == (2, 2), AUTOSCALED_SECONDS, "two prefill pods serve")
+    cluster.metric(prefill_busy="45")
+    # An HPA doubles at most, so it asks for 4 first.
+    cluster.wait(lambda: _prefill(cluster) == (5, 2), AUTOSCALED_SECONDS, "the HPA asks for five, two serve")
+    followed = cluster.wait(lambda: _followed(cluster, "Clamped"), AUTOSCALED_SECONDS, "the scaler says it is clamped")
+    assert "5 asked for, 2 taken" in followed["message"]
+    cluster.metric(prefill_busy="5")
+    cluster.wait(lambda: _prefill(cluster) == (1, 1), AUTOSCALED_SECONDS, "one prefill pod is left")
+    assert _followed(cluster, "AsAsked")
+
+
+def _prefill(cluster: Cluster) -> tuple[int, int]:
+    """(replicas that the HPA asks for, prefill pods that are Ready and stay)."""
+    scaler = cluster.get("streampairscaler", "auto-prefill")
+    selector = "--selector=streamserve.io/pair=auto,streamserve.io/role=prefill"
+    ready = [
+        pod
+        for pod in cluster.get("pods", selector)["items"]
+        if _condition(pod, "Ready").get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
+    ]
+    return scaler["spec"]["replicas"], len(ready)
+
+
+def _followed(cluster: Cluster, reason: str) -> Body | None:
+    found = _condition(cluster.get("streampairscaler", "auto-prefill"), "Followed")
+    return found if found.get("reason") == reason else None
+
+
+def _condition(body: Body, kind: str) -> Body:
+    return next((each for each in body.get("status", {}).get("conditions", ()) if each["type"] == kind), {})
+
+
+def test_network_policies_let_in_whom_they_should_and_nobody_else(cluster: Cluster) -> None:
+    """From a pod that is none of ours, to every port of ours. What ours need of each other the rest of the story shows:
+    the policies are enforced from the first step on."""
+    (router, *_), (worker, *_) = cluster.pods("router"), cluster.pods("decode")
+    redis, operator = _address(cluster, "redis"), _address(cluster, "operator")
+    expected = {
+        **{f"{router['status']['podIP']}:{port}": True for port in (50051, 50052, 8000, 9090)},
+        **{f"{worker['status']['podIP']}:{port}": port == 9090 for port in (50051, 5600, 9090)},
+        f"{redis}:6379": False,
+        f"{operator}:9090": True,
+    }
+    said = json.loads(cluster.kubectl("exec", CLIENT, "--", "python3", "-c", REACH, *expected))
+    assert said == {target: "open" if reached else "silent" for target, reached in expected.items()}
+
+
+def _address(cluster: Cluster, component: str) -> str:
+    selector = f"--selector=app.kubernetes.io/component={component}"
+    pods = cluster.get("pods", selector, "--field-selector=status.phase=Running")["items"]
+    address: str = pods[0]["status"]["podIP"]
+    return address
+
+
 def test_an_upgrade_that_changes_nothing_touches_no_pod(cluster: Cluster) -> None:
     before = cluster.makes()
     cluster.helm(*INSTALL)
@@ -221,6 +372,28 @@ def test_an_upgrade_that_changes_nothing_touches_no_pod(cluster: Cluster) -> Non
     assert cluster.makes() == before, "a new operator that renders the same pods leaves them alone"
     cluster.helm("rollback", RELEASE, "--wait", "--timeout=3m")
     assert cluster.makes() == before
+
+
+def test_an_upgrade_that_renders_other_pods_replaces_the_lanes_one_after_another_and_so_does_its_rollback(
+    cluster: Cluster,
+) -> None:
+    """The images are on the nodes, so whether they may be pulled changes the pods and nothing else. Redis, the operator
+    and the routers are replaced by the same upgrade."""
+    with cluster.traffic() as traffic:
+        before = cluster.makes()
+        cluster.helm(*INSTALL, "--set=image.pullPolicy=Never")
+        fewest = [_fewest_lanes_until_replaced(cluster, before)]
+        upgraded = cluster.makes()
+        cluster.helm("rollback", RELEASE, "--wait", "--timeout=3m")
+        fewest.append(_fewest_lanes_until_replaced(cluster, upgraded))
+    assert traffic.failed == []
+    assert traffic.answered > 0
+    assert min(fewest) >= 1, "one lane of two may be away"
+    assert _workers(cluster.makes()).keys() == _workers(before).keys(), "back to the revision of before"
+
+
+def _workers(makes: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    return {name: made for name, made in makes.items() if "-prefill-" in name or "-decode-" in name}
 
 
 def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster) -> None:
@@ -265,6 +438,16 @@ def _kv_bytes(cluster: Cluster) -> float:
 def _conditions(cluster: Cluster) -> list[Body]:
     found: list[Body] = cluster.pair().get("status", {}).get("conditions", [])
     return found
+
+
+def _fewest_lanes_until_replaced(cluster: Cluster, before: dict[str, tuple[str, int]]) -> int:
+    """How many lanes were ready when the fewest were, until every worker's pod is another one and all is Ready."""
+    fewest, end = 2, time.monotonic() + 240
+    while not (cluster.condition("Ready").get("status") == "True" and _replaced(cluster, before)):
+        assert time.monotonic() < end, cluster.state()
+        fewest = min(fewest, cluster.ready_lanes())
+        time.sleep(0.2)
+    return fewest
 
 
 def _replaced(cluster: Cluster, before: dict[str, tuple[str, int]]) -> bool:
