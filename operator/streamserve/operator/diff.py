@@ -94,10 +94,11 @@ def _gates(observed: Observed) -> Iterator[SetGate]:
 
 
 def _after(gates: tuple[SetGate, ...], observed: Observed) -> Observed:
-    """The pods as the gates will make them: a lane that routers have just opened serves already, and counts."""
+    """The pods as the gates will make them. A lane that is closed does not count from now on; one that has just been
+    opened counts when its kubelet has said Ready, as everybody else sees it: until then another lane keeps its pods."""
     opens = {gate.name: gate.ready for gate in gates}
     pods = (
-        replace(pod, gate=opens[pod.name], ready=opens[pod.name] and pod.container_ready) if pod.name in opens else pod
+        replace(pod, gate=opens[pod.name], ready=opens[pod.name] and pod.ready) if pod.name in opens else pod
         for pod in observed.pods
     )
     return replace(observed, pods=tuple(pods))
