@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.chart.conftest import Render, named, of_kind
+from tests.chart.conftest import Render, named, of_kind, pod_specs
 
 from streamserve.runtime import grpc as transport
 from streamserve.runtime.grpc import GrpcServer
@@ -70,7 +70,9 @@ def test_the_authoritys_key_is_in_one_secret_that_no_pod_mounts(render: Render) 
     key = named(manifests, "Secret", "streamserve-ca")["data"]["tls.key"]
     holders = [made["metadata"]["name"] for made in of_kind(manifests, "Secret") if key in made["data"].values()]
     assert holders == ["streamserve-ca"]
-    assert "streamserve-ca" not in str(of_kind(manifests, "Deployment", "Pod"))
+    for spec in pod_specs(manifests).values():
+        given = [spec["volumes"], *(container.get("env") for container in spec["containers"])]
+        assert "streamserve-ca" not in str(given)
 
 
 def test_without_tls_there_are_no_certificates(render: Render) -> None:

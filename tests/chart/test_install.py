@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 from ruamel.yaml import YAML
 from tests.chart.conftest import CHART, HERE, VALUES, Render, RunHelm, pod_specs
 from tests.support.api_server import ApiServer
+
+from streamserve.operator import certificates
+from streamserve.operator.edge import renewal
 
 Body = dict[str, Any]
 Helm = Callable[..., str]
@@ -25,6 +29,7 @@ ENTRIES = {
     ("serving", "streamserve-redis"): {"users.acl", "tls.crt"},
     ("llm", "streamserve"): {"worker-redis-url", "router-redis-url", "tls.crt", "tls.key"},
     ("llm", "streamserve-client"): {"tls.crt", "tls.key"},
+    ("llm", "streamserve-tokens"): {"default"},
 }
 
 
@@ -90,6 +95,18 @@ def test_what_was_made_survives_upgrades_and_a_rollback(installed: Helm, server:
     assert entries(server) == before
     installed("rollback", "1")
     assert entries(server) == before
+
+
+def test_a_token_that_was_added_by_hand_survives_an_upgrade(installed: Helm, server: ApiServer) -> None:
+    path, added = SECRETS.format("llm", "streamserve-tokens"), {"stringData": {"search-team": "x" * 24}}
+    assert server.call("PATCH", path, added, "application/merge-patch+json").ok
+    before = secret(server, "llm", "streamserve-tokens")["data"]
+    assert before.keys() == {"default", "search-team"}
+    installed("upgrade", str(CHART), "--set", "namespaces={llm}", "--set", "operator.logLevel=Debug")
+    assert secret(server, "llm", "streamserve-tokens")["data"] == before
+    installed("upgrade", str(CHART), "--set", "namespaces={llm}", "--set", "credentials.clientToken=false")
+    left = secret(server, "llm", "streamserve-tokens")["data"]
+    assert left == {"search-team": before["search-team"]}, "`default` alone is the chart's to take back"
 
 
 def test_an_upgrade_without_a_change_changes_no_pod(installed: Helm, server: ApiServer) -> None:
@@ -203,16 +220,37 @@ def may(server: ApiServer, namespace: str, group: str, resource: str, verb: str,
 
 def test_the_operator_may_do_its_table_there_and_nothing_elsewhere(installed: Helm, server: ApiServer) -> None:
     for row in YAML(typ="safe").load(HERE / "rbac.yaml"):
+        allowed = "serving" if row.get("in") == "release" else "llm"
         for verb in row["verbs"]:
             right = (row["group"], row["resource"], verb)
-            assert may(server, "llm", *right), right
-            assert not may(server, "chat", *right), right
-            assert not may(server, "serving", *right), right
+            for name in row.get("names", [""]):
+                for namespace in ("llm", "chat", "serving"):
+                    assert may(server, namespace, *right, name) is (namespace == allowed), (namespace, *right, name)
     assert may(server, "serving", "coordination.k8s.io", "leases", "update", "streamserve-operator")
     assert not may(server, "serving", "coordination.k8s.io", "leases", "update", "somebody-elses")
-    for verb in ("get", "list", "watch", "create", "patch", "delete"):
-        assert not may(server, "llm", "", "secrets", verb, "streamserve")
+    for namespace in ("llm", "serving"):
+        for verb in ("get", "list", "watch", "create", "update", "patch", "delete"):
+            assert not may(server, namespace, "", "secrets", verb)
+            assert not may(server, namespace, "", "secrets", verb, "somebody-elses")
+            assert verb in ("get", "patch") or not may(server, namespace, "", "secrets", verb, "streamserve")
+    for verb in ("list", "watch", "update", "patch", "delete"):
         assert not may(server, "serving", "", "secrets", verb, "streamserve-ca")
+
+
+def test_what_the_operator_has_renewed_is_kept_by_the_next_upgrade(installed: Helm, server: ApiServer) -> None:
+    """Renewed before its time here, in the operator's own words."""
+    ca = secret(server, "serving", "streamserve-ca")
+    authority = certificates.read_authority(*(base64.b64decode(ca["data"][name]) for name in ("tls.crt", "tls.key")))
+    for place in (("llm", "streamserve"), ("llm", "streamserve-client"), ("serving", "streamserve-operator")):
+        found = secret(server, *place)
+        now = datetime.now(UTC) + timedelta(days=300)
+        old = base64.b64decode(found["data"]["tls.crt"])
+        assert isinstance(certificates.decide(old, authority, now), certificates.Renew)
+        patch = renewal.patch(found, certificates.successor(old, authority, now))
+        assert server.call("PATCH", SECRETS.format(*place), patch, "application/merge-patch+json").ok
+    renewed = entries(server)
+    installed("upgrade", str(CHART), "--set", "namespaces={llm}", "--set", "operator.logLevel=Debug")
+    assert entries(server) == renewed
 
 
 def test_a_release_is_small_enough_for_helms_own_secret(installed: Helm, server: ApiServer) -> None:

@@ -216,8 +216,9 @@ def masked(made: Manifest) -> Manifest:
         return {**made, "data": dict.fromkeys(made["data"], "<dashboard.json>")}
     if made["kind"] != "Secret":
         return made
+    tokens = made["metadata"]["name"].endswith("-tokens")
     data = {
-        key: "<random>" if key.endswith(("password", "crt", "key")) else plain(value)
+        key: "<random>" if tokens or key.endswith(("password", "crt", "key")) else plain(value)
         for key, value in made["data"].items()
     }
     metadata = dict(made["metadata"])

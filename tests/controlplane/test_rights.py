@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 from tests.support.fault_proxy import Answered, FaultProxy
+from tests.support.leaves import DAY, Signer, secret
 from tests.support.operator_bench import PAIR, Body, OperatorBench
 from tests.support.processes import wait_until
 
-from streamserve.operator.edge.resources import BY_KIND, LEASE
+from streamserve.operator.edge.resources import BY_KIND, LEASE, SECRET
 
 Right = tuple[str, str, str]
 ROWS: list[dict[str, Any]] = YAML(typ="safe").load(Path(__file__).parents[1] / "chart" / "rbac.yaml")
-TABLE: set[Right] = {(row["group"], row["resource"], verb) for row in ROWS for verb in row["verbs"]}
+TABLE: set[Right] = {
+    (row["group"], row["resource"], verb) for row in ROWS if "names" not in row for verb in row["verbs"]
+}
+BY_NAME: set[tuple[Right, str]] = {
+    ((row["group"], row["resource"], verb), name)
+    for row in ROWS
+    for name in row.get("names", ())
+    for verb in row["verbs"]
+}
+AUTHORITY = "streamserve-ca"
+LEAVES = sorted({name for _, name in BY_NAME} - {AUTHORITY})
 OWN_LEASE: set[Right] = {(LEASE.group, LEASE.plural, verb) for verb in ("create", "get", "update")}
 # Asked for inside the API server, by an admission plugin that is off by default.
 UNSEEN: set[Right] = {("streamserve.io", "streampairs/finalizers", "update")}
@@ -29,6 +41,10 @@ def limited(bench: OperatorBench) -> OperatorBench:
     """Its operators are a ServiceAccount that has exactly these rights, in its namespace."""
     core, rbac = f"/api/v1/namespaces/{bench.namespace}", "/apis/rbac.authorization.k8s.io/v1/namespaces"
     rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(TABLE | OWN_LEASE)]
+    rules += [
+        {"apiGroups": [g], "resources": [r], "verbs": [v], "resourceNames": [name]}
+        for (g, r, v), name in sorted(BY_NAME)
+    ]
     subject = {"kind": "ServiceAccount", "name": NAME, "namespace": bench.namespace}
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NAME}
     for path, body in (
@@ -48,8 +64,10 @@ def limited(bench: OperatorBench) -> OperatorBench:
 
 
 def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) -> None:
+    _plant_certificates_that_are_due(limited)
+    renewed = [f"--renew={limited.namespace}/{name}" for name in LEAVES]
     with FaultProxy(limited.server) as proxy:
-        operator = limited.start(NAME, server=proxy.url)
+        operator = limited.start(NAME, f"--renew-authority={AUTHORITY}", *renewed, server=proxy.url)
         limited.create(EXTERNAL)
         limited.until("Ready", "True")
         limited.edit({"engine": {"kind": "Simulator", "args": {"max-num-seqs": "7"}}})
@@ -64,7 +82,19 @@ def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) ->
     refused = {answered for answered in proxy.answered if answered.status == 403}
     assert refused == set()
     used = {right for answered in proxy.answered for right in rights_of(answered)}
-    assert used == (TABLE | OWN_LEASE) - UNSEEN
+    assert used == (TABLE | OWN_LEASE | {right for right, _ in BY_NAME}) - UNSEEN
+    place = SECRET.path(limited.namespace)
+    secrets = {each for each in proxy.answered if each.path.startswith(place)}
+    assert {(right, each.path.removeprefix(f"{place}/")) for each in secrets for right in rights_of(each)} == BY_NAME
+
+
+def _plant_certificates_that_are_due(bench: OperatorBench) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    signer = Signer(begins=now - 100 * DAY, ends=now + 1_000 * DAY)
+    made = {AUTHORITY: signer.pem} | {name: signer.leaf(begins=now - 70 * DAY, life=90 * DAY) for name in LEAVES}
+    for name, pem in made.items():
+        answer = bench.call("POST", SECRET.path(bench.namespace), secret(pem, bench.namespace, name))
+        assert answer.ok, answer.body
 
 
 def _plant_what_an_older_operator_may_have_made(bench: OperatorBench) -> None:

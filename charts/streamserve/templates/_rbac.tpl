@@ -28,3 +28,13 @@
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{/* Whether the operator renews certificates; empty: it may not read a Secret then. */}}
+{{- define "streamserve.renews" -}}
+{{- if and .Values.tls.enabled .Values.tls.renew .Values.credentials.create -}}true{{- end -}}
+{{- end }}
+
+{{/* The Secrets of a served namespace whose certificates are renewed, as JSON. Redis's lives as long as the authority. */}}
+{{- define "streamserve.renewedSecrets" -}}
+{{ list .Values.credentials.secretName (printf "%s-client" .Values.credentials.secretName) | toJson }}
+{{- end }}

@@ -21,6 +21,7 @@ from streamserve.operator.edge.lease import Elector
 from streamserve.operator.edge.login import REFRESH_SECONDS, login
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.reconcile import Reconciler
+from streamserve.operator.edge.renewal import Renewal
 from streamserve.operator.edge.resources import WATCHED
 from streamserve.operator.edge.settings import OperatorSettings
 from streamserve.operator.edge.status_writer import StatusWriter
@@ -67,6 +68,11 @@ class Operator:
             term=lambda: fence.term,
         )
         self._elector = Elector(api, fence, settings.lease, healthy=self._working, rng=rng)
+        self._renewal: Renewal | None = None
+        if settings.renewal is not None:
+            self._renewal = Renewal(
+                api, settings.renewal, metrics, leads=self._elector.leads, rng=rng, utc_now=_utc_now
+            )
         self._listed = asyncio.Event()
         self._controller = Controller(
             reconciler.reconcile,
@@ -140,6 +146,8 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._elector.run(), name="lease")
             group.create_task(self._controller.run(), name="controller")
+            if self._renewal is not None:
+                group.create_task(self._renewal.run(), name="renewal")
 
     async def _refresh(self) -> None:
         while True:

@@ -8,7 +8,8 @@ the call's own deadline can fail. Transport loss without details is WorkerLost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -16,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from streamserve.contract.errors import InternalError, WorkerLost
-from streamserve.runtime import grpc as runtime_grpc
+from streamserve.runtime.long_channel import LongChannel
 from streamserve.runtime.status import from_rpc_error
 from streamserve.runtime.tls import TlsFiles
 from streamserve.v1 import worker_pb2
@@ -24,6 +25,7 @@ from streamserve.v1 import worker_pb2
 _SERVICE: Final = "/streamserve.v1.WorkerService"
 _Reply = TypeVar("_Reply", bound=Message)
 _Call = TypeVar("_Call")
+_Unary = grpc.aio.UnaryUnaryCall[Any, _Reply]
 
 
 class DecodeChunk:
@@ -79,65 +81,74 @@ class DecodeStream:
         self.cancel()
 
 
-class WorkerClient:
-    """The connection to one start of one worker; a new boot gets a new client."""
+class _Calls:
+    """The five on one channel."""
 
-    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
-        self.address = address
-        self._channel = runtime_grpc.channel(address, tls)
-        self._prefill = self._unary("Prefill", worker_pb2.PrefillResponse)
-        self._abort = self._unary("Abort", worker_pb2.AbortResponse)
-        self._get_state = self._unary("GetState", worker_pb2.GetStateResponse)
-        self._drain = self._unary("Drain", worker_pb2.DrainResponse)
-        self._decode: Callable[..., Any] = self._channel.unary_stream(
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.prefill = _unary(channel, "Prefill", worker_pb2.PrefillResponse)
+        self.abort = _unary(channel, "Abort", worker_pb2.AbortResponse)
+        self.get_state = _unary(channel, "GetState", worker_pb2.GetStateResponse)
+        self.drain = _unary(channel, "Drain", worker_pb2.DrainResponse)
+        self.decode: Callable[..., Any] = channel.unary_stream(
             f"{_SERVICE}/Decode",
             request_serializer=worker_pb2.DecodeRequest.SerializeToString,
             response_deserializer=None,
         )
 
+
+class WorkerClient:
+    """The connection to one start of one worker; a new boot gets a new client. It survives its certificate."""
+
+    def __init__(
+        self, address: str, *, tls: TlsFiles | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.address = address
+        self._channel = LongChannel(address, tls, _Calls, clock=clock)
+
     async def prefill(
         self, request: worker_pb2.PrefillRequest, *, timeout_seconds: float
     ) -> worker_pb2.PrefillResponse:
-        return await _answer(lambda: self._prefill(request, timeout=timeout_seconds))
+        return await self._answer(lambda calls: calls.prefill(request, timeout=timeout_seconds))
 
     def decode(self, request: worker_pb2.DecodeRequest, *, timeout_seconds: float) -> DecodeStream:
         """Starts the call at once; errors come from the stream, but for WorkerLost from a closed client."""
-        return DecodeStream(lambda: self._decode(request, timeout=timeout_seconds))
+        return DecodeStream(lambda: self._channel.start(lambda calls: calls.decode(request, timeout=timeout_seconds)))
 
     async def abort(self, request_id: str, attempt: int = 0, *, timeout_seconds: float = 1.0) -> bool:
         """End a request on the worker; attempt 0 ends every attempt. True when the worker knew it."""
         request = worker_pb2.AbortRequest(request_id=request_id, attempt=attempt)
-        return (await _answer(lambda: self._abort(request, timeout=timeout_seconds))).found
+        return (await self._answer(lambda calls: calls.abort(request, timeout=timeout_seconds))).found
 
     async def get_state(self, *, timeout_seconds: float = 1.0) -> worker_pb2.GetStateResponse:
-        return await _answer(lambda: self._get_state(worker_pb2.GetStateRequest(), timeout=timeout_seconds))
+        request = worker_pb2.GetStateRequest()
+        return await self._answer(lambda calls: calls.get_state(request, timeout=timeout_seconds))
 
     async def drain(self, *, timeout_seconds: float) -> int:
         """Refuse new work and finish what runs. Returns how many requests were left when time ran out."""
-        return (
-            await _answer(lambda: self._drain(worker_pb2.DrainRequest(), timeout=timeout_seconds))
-        ).unfinished_requests
+        request = worker_pb2.DrainRequest()
+        answer = await self._answer(lambda calls: calls.drain(request, timeout=timeout_seconds))
+        return answer.unfinished_requests
 
     async def close(self) -> None:
         """Close the connection; calls in flight end with WorkerLost."""
         await self._channel.close()
 
-    def _unary(self, method: str, reply: type[_Reply]) -> Callable[..., Awaitable[_Reply]]:
-        return self._channel.unary_unary(
-            f"{_SERVICE}/{method}",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=reply.FromString,
-        )
+    async def _answer(self, begin: Callable[[_Calls], _Unary[_Reply]]) -> _Reply:
+        try:
+            return await _started(lambda: self._channel.start(begin))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            _unless_closed()
+            raise
 
 
-async def _answer(start: Callable[[], Awaitable[_Reply]]) -> _Reply:
-    try:
-        return await _started(start)
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
-    except asyncio.CancelledError:
-        _unless_closed()
-        raise
+def _unary(channel: grpc.aio.Channel, method: str, reply: type[_Reply]) -> Callable[..., _Unary[_Reply]]:
+    return channel.unary_unary(
+        f"{_SERVICE}/{method}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=reply.FromString,
+    )
 
 
 def _started(start: Callable[[], _Call]) -> _Call:

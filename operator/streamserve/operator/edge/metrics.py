@@ -52,6 +52,18 @@ class OperatorMetrics:
             "1 while the last exchange with Redis went well",
             registry=self.registry,
         )
+        self.certificate_ends = Gauge(
+            "streamserve_operator_certificate_expiry_timestamp_seconds",
+            "when the certificate in a Secret ends, for those that this process renews while it leads",
+            ["secret"],
+            registry=self.registry,
+        )
+        self.certificate_renewals = Counter(
+            "streamserve_operator_certificate_renewals_total",
+            "certificates that were due, by how writing the next one ended",
+            ["outcome"],
+            registry=self.registry,
+        )
 
     def request(self, verb: str, outcome: str) -> None:
         self.requests.labels(verb, outcome).inc()

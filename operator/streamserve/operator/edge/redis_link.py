@@ -36,11 +36,22 @@ _GOODPUT_KEY: Final = re.compile(r"ss:([^/]+)/([^/]+)/router/([^/]+)/goodput")
 T = TypeVar("T")
 
 
+class _Rereading(redis.SSLConnection):
+    """redis-py reads the TLS files of a connection once, and shows that certificate each time it connects anew, also
+    when it has been renewed and the one that was read has expired. This one reads them for each time."""
+
+    async def disconnect(self, *arguments: Any, **more: Any) -> None:
+        self.ssl_context.context = None
+        await super().disconnect(*arguments, **more)
+
+
 class RedisLink:
     """`namespaces` empty means all of them."""
 
     def __init__(self, url: str, fence: Fence, namespaces: Sequence[str]) -> None:
         self._client = redis.from_url(url, socket_timeout=SOCKET_SECONDS, socket_connect_timeout=SOCKET_SECONDS)
+        if self._client.connection_pool.connection_class is redis.SSLConnection:
+            self._client.connection_pool.connection_class = _Rereading
         self._fence = fence
         self._roots = [f"ss:{namespace}/*/router/*" for namespace in namespaces or ("*",)]
 

@@ -58,3 +58,4 @@ WATCHED: Final = (
 BY_KIND: Final = {resource.kind: resource for resource in WATCHED}
 LEASE: Final = Resource("Lease", "coordination.k8s.io/v1", "leases")
 EVENT: Final = Resource("Event", "v1", "events")
+SECRET: Final = Resource("Secret", "v1", "secrets")

@@ -18,6 +18,8 @@ from streamserve.operator.edge.lease import (
     RETRY_SECONDS,
     LeaseSettings,
 )
+from streamserve.operator.edge.renewal import RenewalSettings
+from streamserve.operator.edge.store import Key
 from streamserve.operator.edge.watch import RELIST_SECONDS
 from streamserve.operator.site import REDIS_KEYS, TLS_KEYS, Site
 from streamserve.runtime import tls
@@ -29,6 +31,7 @@ REDIS_VARIABLE: Final = "STREAMSERVE_REDIS_URL"
 _REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SECRET: Final = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _EPILOG: Final = f"""\
 The operator makes what StreamPairs ask for: pods, Services, a router, the configuration that both read. It needs the
 CRDs of crds/ and credentials: the service account of its pod, or the current context of KUBECONFIG.
@@ -40,6 +43,10 @@ by itself, before another may take it.
 In each namespace with a StreamPair a Secret named --secret holds the entries {", ".join(REDIS_KEYS.values())}
 and, with --tls, {", ".join(TLS_KEYS)}. The operator's own Redis URL comes from {REDIS_VARIABLE}: it has
 a password and so is no argument. Without Redis no lane's state is known and no pod becomes ready.
+
+The certificate in each --renew is made anew, for as long again, once two thirds of its life are over: with a new key,
+the same names, and signed by --renew-authority. One that another authority signed is left alone. This takes the right
+to get and patch those Secrets, and to get the authority's. Pods take the new files without a restart.
 
 /metrics, /healthz and /readyz are on the metrics address. /healthz answers 503 when a watch or the queue does not live
 any more although the API server answers; /readyz while a kind cannot be watched or the API server does not answer.
@@ -54,13 +61,15 @@ example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSettings:
-    """`namespaces` empty means all of them. `tls` is the operator's own identity towards workers and routers."""
+    """`namespaces` empty means all of them. `tls` is the operator's own identity towards workers and routers.
+    `renewal` None: no certificate is renewed, and no Secret is read."""
 
     namespaces: tuple[str, ...]
     lease: LeaseSettings
     site: Site
     redis_url: str | None
     tls: TlsFiles | None
+    renewal: RenewalSettings | None
     relist_seconds: float
     metrics: str
     ready_file: Path | None
@@ -114,6 +123,20 @@ def parser() -> argparse.ArgumentParser:
         default=Site.__dataclass_fields__["topology_key"].default,
         metavar="LABEL",
         help="the node label that placement SameTopology means (default: %(default)s)",
+    )
+    renewed = parser.add_argument_group("certificates that it renews")
+    renewed.add_argument(
+        "--renew-authority",
+        default="",
+        metavar="SECRET",
+        help="who signs: a Secret with tls.crt and tls.key in the Lease's namespace (default: nothing is renewed)",
+    )
+    renewed.add_argument(
+        "--renew",
+        action="append",
+        default=[],
+        metavar="NAMESPACE/SECRET",
+        help="renew tls.crt and tls.key of this Secret; may be given again",
     )
     own = parser.add_argument_group("the process itself")
     own.add_argument("--metrics", default="127.0.0.1:9090", metavar="HOST:PORT", help="default: %(default)s")
@@ -179,6 +202,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
         ),
         redis_url=redis_url,
         tls=files,
+        renewal=_renewal(lease_namespace, args.renew_authority, args.renew),
         relist_seconds=args.relist_seconds,
         metrics=args.metrics,
         ready_file=args.ready_file,
@@ -192,6 +216,27 @@ def _seconds(text: str) -> float:
     if not 1.0 <= value <= 3_600.0:
         raise argparse.ArgumentTypeError("give 1 to 3600 seconds")
     return value
+
+
+def _renewal(lease_namespace: str, authority: str, leaves: Sequence[str]) -> RenewalSettings | None:
+    """Raises SetupError."""
+    if not authority and not leaves:
+        return None
+    if not authority or not leaves:
+        raise SetupError("renewing takes who signs and what is signed: --renew-authority and --renew, both")
+    if not _SECRET.fullmatch(authority):
+        raise SetupError(f"--renew-authority {authority!r} is no Secret's name; it lies in {lease_namespace}")
+    signer, found = (lease_namespace, authority), tuple(dict.fromkeys(_leaf(each) for each in leaves))
+    if signer in found:
+        raise SetupError(f"--renew {'/'.join(signer)} is the authority itself, which is not renewed: leave it out")
+    return RenewalSettings(authority=signer, leaves=found)
+
+
+def _leaf(text: str) -> Key:
+    namespace, slash, name = text.partition("/")
+    if not slash or not _LABEL.fullmatch(namespace) or not _SECRET.fullmatch(name):
+        raise SetupError(f"--renew {text!r} names no Secret: write NAMESPACE/SECRET, for example llm/streamserve")
+    return namespace, name
 
 
 def _own_namespace() -> str:

@@ -49,12 +49,33 @@ def test_the_name_in_the_certificates_is_for_the_operator_and_for_the_routers_th
     assert (found.tls.peer_name, found.site.tls_peer_name) == ("pod.streamserve", "pod.streamserve")
 
 
+def test_certificates_are_renewed_where_it_is_told_who_signs_and_which() -> None:
+    where = ("--namespace", "llm", "--lease-namespace", "serving")
+    leaves = ("--renew=serving/streamserve-operator", "--renew=llm/streamserve", "--renew=llm/streamserve")
+    found = settings.parse([*IMAGES, *where, "--renew-authority=streamserve-ca", *leaves]).renewal
+    assert found is not None
+    assert found.authority == ("serving", "streamserve-ca")
+    assert found.leaves == (("serving", "streamserve-operator"), ("llm", "streamserve"))
+
+
+def test_without_an_authority_nothing_is_renewed() -> None:
+    assert settings.parse([*IMAGES, "--namespace", "llm"]).renewal is None
+
+
+RENEW = ("--namespace", "llm", "--renew-authority")
 BAD = {
     "every namespace, and nowhere for the Lease": ((), "--lease-namespace"),
     "a namespace that none can be called": (("--namespace", "LLM"), "lower-case"),
     "TLS without an identity": (("--namespace", "llm", "--tls"), "--tls-certificate"),
     "half an identity": (("--namespace", "llm", "--tls-ca", "ca.crt"), "three files"),
     "a metrics address without a port": (("--namespace", "llm", "--metrics", "localhost"), "host:port"),
+    "certificates to renew and nobody to sign them": (("--namespace", "llm", "--renew", "llm/a"), "--renew-authority"),
+    "somebody to sign and no certificate": ((*RENEW, "ca"), "both"),
+    "a Secret without its namespace": ((*RENEW, "ca", "--renew", "a"), "NAMESPACE/SECRET"),
+    "a Secret in a namespace that none can be called": ((*RENEW, "ca", "--renew", "LLM/a"), "NAMESPACE/SECRET"),
+    "a Secret that none can be called": ((*RENEW, "ca", "--renew", "llm/a_b"), "NAMESPACE/SECRET"),
+    "a path in the place of the authority": ((*RENEW, "llm/ca", "--renew", "llm/a"), "no Secret's name"),
+    "the authority among what it signs": ((*RENEW, "ca", "--renew", "llm/ca"), "leave it out"),
 }
 
 
