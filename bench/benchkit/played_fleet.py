@@ -22,9 +22,10 @@ import redis
 from tests.support.api_server import ApiServer
 from tests.support.operator_bench import STRATEGIC
 
-from streamserve.contract import runtime_config, signals
+from streamserve.contract import lane_word, runtime_config, signals
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.signals import Role, WorkerSignals
 from streamserve.operator import naming
 from streamserve.operator.edge.resources import BY_KIND
@@ -185,9 +186,11 @@ class PlayedFleet:
                 config_step=config.id.step if config is not None and taken else 0,
             )
             pipe.set(space.worker_signals(worker), signals.encode(said), px=LIFE_MS)
-        word = {
-            f"lane-{lane}": {"state": "READY", "reason": "", "revision": revision}
-            for (lane, revision), there in roles.items()
-            if there == {"prefill", "decode"}
-        }
-        pipe.set(space.router_lanes("00000001"), json.dumps(word), px=LIFE_MS)
+        word = LaneWord(
+            lanes={
+                f"lane-{lane}": LaneReport(state=READY, revision=revision)
+                for (lane, revision), there in roles.items()
+                if there == {"prefill", "decode"}
+            }
+        )
+        pipe.set(space.router_lanes("00000001"), lane_word.encode(word), px=LIFE_MS)

@@ -18,9 +18,10 @@ import redis
 from tests.chart.conftest import ROOT, Manifest, Render, named
 from tests.support.processes import default_config, free_port, wait_until
 
-from streamserve.contract import goodput, runtime_config
+from streamserve.contract import goodput, lane_word, runtime_config
 from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.redis_link import RedisLink
@@ -37,6 +38,7 @@ UID = "5f0c7a52-0000-4000-8000-000000000001"
 SPACE = Keyspace("serving", "llama")
 OTHER = Keyspace("elsewhere", "llama")
 WORKER = "lane-0-decode-0"
+WORD = LaneWord(lanes={"lane-0": LaneReport(state=READY)})
 MINUTE = GoodputMinute(minute=1, config=ConfigId(uid=UID, generation=1))
 
 
@@ -155,7 +157,7 @@ async def test_the_whole_exchange_works_with_each_components_own_user(site: Site
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(part.run()) for part in (publisher, reader, *sources.values())]
         await until(lambda: signals and registry, "the router has the worker's signals and address")
-        reader.publish(SPACE.router_lanes("r-0"), b'{"lane-0": {"state": "READY"}}', 3_000)
+        reader.publish(SPACE.router_lanes("r-0"), lane_word.encode(WORD), 3_000)
         assert await link.missing([("serving", "llama")]) == [("serving", "llama")]
         for generation in (1, 2):
             config = default_config(UID).model_copy(update={"id": ConfigId(uid=UID, generation=generation, step=0)})
@@ -165,12 +167,12 @@ async def test_the_whole_exchange_works_with_each_components_own_user(site: Site
                 f"worker and router apply generation {generation}",
             )
         assert await link.missing([("serving", "llama")]) == []
-        reader.publish(SPACE.router_lanes("r-0"), b'{"lane-0": {"state": "READY"}}', 3_000)
+        reader.publish(SPACE.router_lanes("r-0"), lane_word.encode(WORD), 3_000)
         end = time.monotonic() + 10
         while not (lanes := await link.lanes()):
             assert time.monotonic() < end, "the operator has the router's word"
             await asyncio.sleep(0.02)
-        assert lanes["serving", "llama"]["lane-0"].state == "READY"
+        assert lanes["serving", "llama"] == WORD
         reader.append(SPACE.router_goodput("r-0"), goodput.encode(MINUTE), keep=9, ttl_seconds=60)
         while not (records := await link.goodput({("serving", "llama"): 9})):
             assert time.monotonic() < end, "the operator has the router's record"

@@ -30,9 +30,10 @@ import redis
 from tests.support.api_server import Answer, ApiServer
 from tests.support.processes import Process, RedisServer, wait_until
 
-from streamserve.contract import runtime_config, signals
+from streamserve.contract import lane_word, runtime_config, signals
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import LANES_TTL_MS, SIGNALS_TTL_MS, Keyspace
+from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.signals import Role, WorkerSignals
 from streamserve.operator import naming
 from streamserve.operator.edge.resources import BY_KIND, LEASE, WATCHED
@@ -357,13 +358,15 @@ class Kubelet:
 
     def _route(self, client: redis.Redis, pair: str, lanes: Mapping[str, set[str]]) -> None:
         """What one router says: a lane with a pod of each role takes requests."""
-        word = {
-            f"lane-{key.partition('/')[0]}": {"state": "READY", "reason": "", "revision": key.partition("/")[2]}
-            for key, roles in lanes.items()
-            if roles == {"prefill", "decode"}
-        }
+        word = LaneWord(
+            lanes={
+                f"lane-{key.partition('/')[0]}": LaneReport(state=READY, revision=key.partition("/")[2])
+                for key, roles in lanes.items()
+                if roles == {"prefill", "decode"}
+            }
+        )
         key = Keyspace(self.bench.namespace, pair).router_lanes("00000001")
-        client.set(key, json.dumps(word), px=2 * LANES_TTL_MS)
+        client.set(key, lane_word.encode(word), px=2 * LANES_TTL_MS)
 
     def _collect(self, uids: set[str]) -> None:
         """The garbage collector: what a StreamPair owned that is gone."""

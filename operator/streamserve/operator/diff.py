@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from streamserve.contract import launch
+from streamserve.contract.lane_word import READY
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Reason, SetGate
 from streamserve.operator.compare import difference
 from streamserve.operator.desired import Desired
 from streamserve.operator.naming import Manifest
-from streamserve.operator.observe import READY, Observed, Owner, Pod
+from streamserve.operator.observe import Observed, Owner, Pod
 from streamserve.operator.rollout import Rollout, rollout
 
 _MOUNTED_BY_PODS: Final = frozenset({"ConfigMap", "ServiceAccount"})
@@ -80,17 +81,16 @@ def _objects(desired: Desired, observed: Observed) -> Iterator[Action]:
 
 
 def _gates(observed: Observed) -> Iterator[SetGate]:
-    """As the routers say. Without a router's word gates stay: a lane that serves is not fenced for Redis' silence."""
-    if observed.lanes is None:
-        return
+    """As the routers say. Without their word gates stay: a lane that serves is not fenced for Redis' silence, nor
+    because the only router has just started."""
     for pod in observed.pods:
-        if pod.leaving:
+        report = observed.report(launch.lane_name(pod.lane))
+        if pod.leaving or report is None:
             continue
-        report = observed.lanes.get(launch.lane_name(pod.lane))
-        ready = report is not None and report.state == READY and report.revision in ("", pod.revision)
+        ready = report.state == READY and report.revision in ("", pod.revision)
         if ready != bool(pod.gate):
             reason = Reason.LANE_READY if ready else Reason.LANE_FENCED
-            yield SetGate(pod.name, pod.uid, ready, reason, report.reason if report else "no router knows the lane")
+            yield SetGate(pod.name, pod.uid, ready, reason, report.reason)
 
 
 def _after(gates: tuple[SetGate, ...], observed: Observed) -> Observed:

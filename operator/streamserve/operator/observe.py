@@ -18,6 +18,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.lanes import Slot
 from streamserve.contract.streampair import KIND
 from streamserve.operator import naming
@@ -26,7 +27,6 @@ from streamserve.operator.canary.evidence import Records
 from streamserve.operator.canary.memory import Memory, recall
 from streamserve.operator.naming import Manifest
 
-READY: Final = "READY"
 KINDS: Final = frozenset(
     {
         *("Pod", "ServiceAccount", "ConfigMap", "Service", "Deployment", "PodDisruptionBudget"),
@@ -80,6 +80,11 @@ class Pod:
         return bool(self.drain) or self.deletion_seconds is not None
 
     @property
+    def takes_requests(self) -> bool:
+        """Routers send to it, whether or not its kubelet has said Ready yet, or still."""
+        return (self.ready or bool(self.gate)) and not self.leaving
+
+    @property
     def serves(self) -> bool:
         return self.ready and not self.leaving
 
@@ -96,15 +101,6 @@ class Child:
     @property
     def leaving(self) -> bool:
         return "deletionTimestamp" in self.live["metadata"]
-
-
-@dataclass(frozen=True, slots=True)
-class LaneReport:
-    """A lane's state in the words of a router, with the revision that it means."""
-
-    state: str
-    reason: str = ""
-    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
     others: Mapping[tuple[str, str], Owner] = field(default_factory=dict)
-    lanes: Mapping[str, LaneReport] | None = None
+    lanes: LaneWord | None = None
     echoes: Mapping[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
     rejected: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -138,6 +134,10 @@ class Observed:
     asked: bool = True
     failing: str = ""
     redis_away: str = ""
+
+    def report(self, lane: str) -> LaneReport | None:
+        """What routers say of a lane; None while nobody can tell."""
+        return None if self.lanes is None else self.lanes.of(lane)
 
     @property
     def running(self) -> dict[str, int]:
@@ -158,7 +158,7 @@ def observe(
     uid: str,
     objects: Iterable[Manifest],
     *,
-    lanes: Mapping[str, LaneReport] | None = None,
+    lanes: LaneWord | None = None,
     echoes: Mapping[str, Echo] | None = None,
     drained: frozenset[str] = frozenset(),
     rejected: Mapping[tuple[str, str], str] | None = None,
@@ -292,13 +292,14 @@ def seconds_of(timestamp: object) -> float:
     return datetime.fromisoformat(timestamp).timestamp() if isinstance(timestamp, str) and timestamp else 0.0
 
 
-def lane_reports(routers: Iterable[Mapping[str, LaneReport]]) -> dict[str, LaneReport] | None:
-    """One word a lane from many routers: READY if one of them sends requests to it. None when there are no routers."""
+def together(words: Iterable[LaneWord]) -> LaneWord:
+    """One word from those of many routers: a lane is READY if one of them sends requests to it."""
     found: dict[str, LaneReport] = {}
-    heard = False
-    for reports in routers:
-        heard = True
-        for lane, report in reports.items():
-            if lane not in found or (report.state == READY and found[lane].state != READY):
+    settled = False
+    for word in words:
+        settled = settled or word.settled
+        for lane in word.lanes:
+            report = word.of(lane)
+            if report is not None and (lane not in found or report.state == READY):
                 found[lane] = report
-    return found if heard else None
+    return LaneWord(lanes=found, settled=settled)

@@ -25,6 +25,7 @@ from typing import Final
 
 from streamserve.contract import lanes as planner
 from streamserve.contract import launch
+from streamserve.contract.lane_word import READY
 from streamserve.contract.lanes import (
     FAILURES_LIMIT,
     LOST_AFTER_SECONDS,
@@ -38,7 +39,7 @@ from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason
 from streamserve.operator.builders import worker_pods
 from streamserve.operator.desired import Desired
-from streamserve.operator.observe import READY, Observed, Owner, Pod
+from streamserve.operator.observe import Observed, Owner, Pod
 
 STUCK_SECONDS: Final = 60.0
 MIXED: Final = "mixed"
@@ -113,6 +114,7 @@ def lanes_of(pods: Iterable[Pod], now: float) -> tuple[LaneNow, ...]:
 def _lane(index: int, pods: list[Pod], now: float) -> LaneNow:
     revisions = {pod.revision for pod in pods}
     ready = {pod.slot.role for pod in pods if pod.serves} == set(naming.ROLES)
+    takes_requests = {pod.slot.role for pod in pods if pod.takes_requests} == set(naming.ROLES)
     was_ready = any(pod.gate is not None for pod in pods)
     # The condition Ready of a pod that never served turned false with the pod, that of the others with the fence.
     waiting = [pod for pod in pods if not pod.ready] or pods
@@ -126,7 +128,7 @@ def _lane(index: int, pods: list[Pod], now: float) -> LaneNow:
         was_ready=was_ready,
         retiring=any(pod.drain in _OF_THE_LANE for pod in pods),
         failures=FAILURES_LIMIT if stuck else max(pod.restarts for pod in pods),
-        unready_seconds=0.0 if ready else max(0.0, now - since),
+        unready_seconds=0.0 if takes_requests else max(0.0, now - since),
         last_words=_worst(pods)[1],
     )
 
@@ -189,9 +191,9 @@ def _drains(
 
 
 def _is_the_last(pod: Pod, lane: list[Pod], desired: Desired) -> bool:
-    """A pod too many that serves stays until one that is to stay serves: its lane shall not stop for it."""
+    """A pod too many that takes requests stays until one that is to stay serves: its lane shall not stop for it."""
     staying = (other for other in lane if other.slot.role == pod.slot.role and other.slot in desired.wanted.slots)
-    return pod.serves and not any(other.serves for other in staying)
+    return pod.takes_requests and not any(other.serves for other in staying)
 
 
 def _deletions(by_lane: dict[int, list[Pod]], observed: Observed, desired: Desired, now: float) -> list[Action]:
@@ -229,7 +231,7 @@ def _finished(pod: Pod, observed: Observed, desired: Desired, now: float) -> Rea
 
 
 def _never_served(pod: Pod, observed: Observed) -> bool:
-    report = (observed.lanes or {}).get(launch.lane_name(pod.lane))
+    report = observed.report(launch.lane_name(pod.lane))
     return pod.gate is None and not pod.container_ready and (report is None or report.state != READY)
 
 

@@ -54,7 +54,7 @@ class LongChannel(Generic[Methods]):
         self._make = make
         self._clock = clock
         # Before the files are read: what is replaced in between is seen at the next look.
-        self._stamp = None if tls is None else _stamp(tls)
+        self._stamp = () if tls is None else tls.stamp()
         self._looked_at = clock()
         self._line = self._dial()
         self._retired: set[_Line[Methods]] = set()
@@ -81,8 +81,8 @@ class LongChannel(Generic[Methods]):
             await line.channel.close()
 
     def _look(self, tls: TlsFiles) -> None:
-        stamp = _stamp(tls)
-        if stamp is None or stamp == self._stamp or not _fit(tls):
+        stamp = tls.stamp()
+        if not stamp or stamp == self._stamp or not _fit(tls):
             return
         try:
             fresh = self._dial()
@@ -105,13 +105,6 @@ class LongChannel(Generic[Methods]):
         if line.running == 0 and not self._closed:
             self._retired.discard(line)
             self._tasks.spawn("close", line.channel.close())
-
-
-def _stamp(tls: TlsFiles) -> tuple[int, ...] | None:
-    try:
-        return tls.stamp()
-    except OSError:
-        return None
 
 
 def _fit(tls: TlsFiles) -> bool:

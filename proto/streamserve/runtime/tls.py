@@ -39,7 +39,11 @@ class TlsFiles:
         return contents[0], contents[1], contents[2]
 
     def stamp(self) -> tuple[int, ...]:
-        return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key))
+        """Another one when a file was replaced; empty while one is away."""
+        try:
+            return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key))
+        except OSError:
+            return ()
 
 
 def from_arguments(
@@ -80,12 +84,12 @@ def _fetcher(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal seen
+        now = files.stamp()
+        if now == seen:
+            return None
         try:
-            now = files.stamp()
-            if now == seen:
-                return None
             fresh = _configuration(files)
-        except (OSError, SetupError):
+        except SetupError:
             return None  # half-written files: keep what works, look again at the next handshake
         seen = now
         return fresh

@@ -1,8 +1,7 @@
 """The fleet with real gRPC workers (fakes) and a real Redis: who serves, from when, and what takes it away."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -10,7 +9,9 @@ from random import Random
 import grpc
 import pytest
 
+from streamserve.contract import lane_word
 from streamserve.contract.errors import WorkerLost
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags
 from streamserve.router.flowguard.pick import pick
@@ -117,7 +118,9 @@ async def test_silent_workers_are_asked_directly_so_that_their_signals_stay_youn
             assert all(view.age_seconds(worker) < 2.0 for lane in view.lanes for worker in lane.workers)
 
 
-async def test_redis_alone_says_who_exists_and_lanes_are_published_to_it(tmp_path: Path) -> None:
+async def test_redis_alone_says_who_exists_and_lanes_are_published_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with redis_server(tmp_path) as redis:
         async with (
             workers() as made,
@@ -125,18 +128,21 @@ async def test_redis_alone_says_who_exists_and_lanes_are_published_to_it(tmp_pat
             fleet_of(tmp_path, {}, redis_url=redis.url, file=False) as fleet,
         ):
             await until(lambda: fleet.ready_lanes() == 1)
-            published = json.loads(await published_lanes(redis))
-            assert published == {"lane-0": {"state": "READY", "reason": "", "revision": "r1"}}
+            ready = {"lane-0": LaneReport(state="READY", revision="r1")}
+            published = await published_word(redis, lambda word: word.lanes == ready)
+            assert not published.settled, "it has just started: what it does not say is no judgement yet"
+            monkeypatch.setattr("streamserve.router.signals.fleet.PATIENCE_SECONDS", 0.1)
+            await published_word(redis, lambda word: word.settled and word.lanes == ready)
             assert fleet.snapshot().redis_connected
 
 
-async def published_lanes(redis: Redis) -> bytes:
+async def published_word(redis: Redis, awaited: Callable[[LaneWord], bool]) -> LaneWord:
     for _ in range(300):
         value = await redis.command("GET", KEYS.router_lanes("00000007"))
-        if value is not None and b"READY" in value:
-            return bytes(value)
+        if value is not None and awaited(word := lane_word.decode(bytes(value))):
+            return word
         await asyncio.sleep(0.01)
-    raise AssertionError("the lanes were not published")
+    raise AssertionError("the lanes were not published so")
 
 
 async def test_redis_may_die_and_return_and_no_lane_notices(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 
 from streamserve.contract import runtime_config
 from streamserve.contract.goodput import GoodputMinute
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
 from streamserve.operator.canary.memory import Memory
 from streamserve.operator.decide import Decision, decide
-from streamserve.operator.observe import Echo, LaneReport, Observed, Pod, observe
+from streamserve.operator.observe import Echo, Observed, Pod, observe
 from streamserve.operator.site import Site
 
 Body = dict[str, Any]
@@ -42,6 +43,7 @@ class Cluster:
         self.now = 1_800_000_000.0
         self.random, self.lazy = Random(seed), lazy
         self.reports: dict[str, LaneReport] | None = {}
+        self.routers_settled = True
         self.config: runtime_config.RuntimeConfig | None = None
         self.decided: Memory | None = None
         self.goodput: dict[str, list[GoodputMinute]] | None = {}
@@ -59,7 +61,7 @@ class Cluster:
             metadata["name"],
             metadata["uid"],
             self.objects.values(),
-            lanes=self.reports,
+            lanes=None if self.reports is None else LaneWord(lanes=self.reports, settled=self.routers_settled),
             echoes={**echoes, "router-1": echo},
             drained=frozenset(self.drained),
             goodput=self.goodput,
@@ -194,7 +196,9 @@ class Cluster:
             up = [pod for pod in self.pods if pod.lane == lane and pod.container_ready and not pod.leaving]
             roles = {pod.slot.role for pod in up}
             state = "READY" if roles == set(naming.ROLES) else "FENCED"
-            self.reports[f"lane-{lane}"] = LaneReport(state, "" if state == "READY" else "a worker is away")
+            self.reports[f"lane-{lane}"] = LaneReport(
+                state=state, reason="" if state == "READY" else "a worker is away"
+            )
 
     def _condition(self, live: dict[str, Any], kind: str, value: bool) -> None:
         conditions = {each["type"]: each for each in live["status"]["conditions"]}
@@ -208,6 +212,12 @@ class Cluster:
         gate = any(c["type"] == naming.LANE_READY and c["status"] == "True" for c in status["conditions"])
         up = any(container["ready"] for container in status["containerStatuses"])
         self._condition(live, "Ready", gate and up and "deletionTimestamp" not in live["metadata"])
+
+    def kubelet_says(self, ready: bool, pods: str) -> None:
+        """Of the pods whose names begin so; their gates stay as they are."""
+        for (kind, name), live in self.objects.items():
+            if kind == "Pod" and name.startswith(pods):
+                self._condition(live, "Ready", ready)
 
     def wreck(self) -> None:
         """Do something to the children that nobody should do; what still has an owner or labels stays known as ours."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamserve.contract.lane_word import LaneReport
 from streamserve.contract.streampair import StreamPair
 from streamserve.operator import naming
 from streamserve.operator.accept import accept
@@ -181,6 +182,19 @@ def test_silent_routers_fence_nothing(make_body: MakeBody, site: Site) -> None:
     assert cluster.serving == {0, 1}
 
 
+@pytest.mark.parametrize("said", [{}, {"lane-0": LaneReport(state="PROBING"), "lane-1": LaneReport(state="WAITING")}])
+def test_the_only_router_fences_nothing_while_it_has_just_started(
+    make_body: MakeBody, site: Site, said: dict[str, LaneReport]
+) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.reports, cluster.routers_settled = said, False
+    cluster.reconcile()
+    assert cluster.serving == {0, 1}
+    cluster.routers_settled = True
+    cluster.reconcile()
+    assert cluster.serving == set(), "now it has had the time to judge"
+
+
 @pytest.mark.parametrize("kind", ["ConfigMap", "Pod", "Service", "Deployment", "PodDisruptionBudget", "ServiceAccount"])
 def test_a_child_that_somebody_deletes_comes_back(make_body: MakeBody, site: Site, kind: str) -> None:
     cluster = settled(make_body(DEFAULTS), site)
@@ -290,6 +304,32 @@ def test_a_revision_that_never_gets_ready_halts_when_its_time_is_over(make_body:
     assert cluster.condition("Progressing")["reason"] == "RolloutHalted"
     assert "is not ready after 240 s" in cluster.condition("Degraded")["message"]
     assert cluster.decide().again_seconds is None
+
+
+def test_a_replica_too_many_stays_until_its_kubelet_says_that_another_is_ready(make_body: MakeBody, site: Site) -> None:
+    """Routers were quicker than the kubelet: requests go to both, and nobody knows yet that the other will stay."""
+    cluster = settled(make_body(DEFAULTS | {"lanes": 1, "decode.replicas": 2}), site)
+    cluster.kubelet_says(False, "tiny-decode-0-")
+    cluster.edit(make_body(DEFAULTS | {"lanes": 1, "decode.replicas": 1}, generation=2))
+    assert drained(cluster) == set()
+    cluster.kubelet_says(True, "tiny-decode-0-0-")
+    assert drained(cluster) == {"tiny-decode-0-1"}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 60.0])
+def test_a_lane_that_takes_requests_is_not_lost_for_its_kubelets_silence(
+    make_body: MakeBody, site: Site, seconds: float
+) -> None:
+    cluster = settled(make_body(DEFAULTS | {BUDGET: 0, SURGE: 1}), site)
+    cluster.kubelet_says(False, "tiny-prefill-1-")
+    cluster.edit(make_body(DEFAULTS | {BUDGET: 0, SURGE: 1, IMAGE: "registry.example/b:1"}, generation=2))
+    cluster.now += seconds
+    assert drained(cluster) == set(), "the lane is outdated and Ready is False, but it answers requests"
+
+
+def drained(cluster: Cluster) -> set[str]:
+    """Whom the next decision asks to leave, without their revisions."""
+    return {action.name.rpartition("-")[0] for action in cluster.decide().actions if isinstance(action, Drain)}
 
 
 def test_a_drain_ends_with_its_time_when_the_worker_does_not_answer(make_body: MakeBody, site: Site) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
-from streamserve.operator.observe import LaneReport, Owner, lane_reports, observe, owner_of, pod_of, seconds_of
+from streamserve.operator.observe import Owner, observe, owner_of, pod_of, seconds_of, together
 
 OURS = {naming.MANAGED_BY: naming.MANAGER, naming.PAIR: "tiny"}
 
@@ -136,11 +137,26 @@ def test_objects_that_controllers_make_with_our_labels_are_not_looked_at() -> No
     assert (seen.children, seen.others, seen.pods) == ({}, {}, ())
 
 
-def test_a_lane_is_ready_when_one_router_sends_requests_to_it() -> None:
-    ready, fenced = LaneReport("READY"), LaneReport("FENCED", "why")
-    assert lane_reports([{"lane-0": fenced}, {"lane-0": ready}, {"lane-0": fenced}]) == {"lane-0": ready}
+READY, FENCED, PROBING = (LaneReport(state=state, reason="why") for state in ("READY", "FENCED", "PROBING"))
+WORDS = {
+    "ready, when one router sends requests to it": ([(True, FENCED), (True, READY), (True, FENCED)], "READY"),
+    "ready, when a router that has just started sends requests to it": ([(True, FENCED), (False, READY)], "READY"),
+    "fenced, when all fence it": ([(True, FENCED), (True, FENCED)], "FENCED"),
+    "fenced, when the only router has just started and its canary failed": ([(False, FENCED)], "FENCED"),
+    "as the others say, while one that has just started waits": ([(False, PROBING), (True, READY)], "READY"),
+    "waited for, when a settled router does": ([(True, PROBING), (False, PROBING)], "PROBING"),
+    "not known, while the only router has just started": ([(False, PROBING)], None),
+    "not known, while the only router has not heard of it": ([(False, None)], None),
+    "not known to anybody, when a settled router has not heard of it": ([(True, None), (False, PROBING)], ""),
+}
 
 
-def test_no_router_is_no_word() -> None:
-    assert lane_reports([]) is None
-    assert lane_reports([{}]) == {}
+@pytest.mark.parametrize(("said", "state"), WORDS.values(), ids=WORDS)
+def test_a_lane_is(said: list[tuple[bool, LaneReport | None]], state: str | None) -> None:
+    words = [LaneWord(settled=settled, lanes={"lane-0": row} if row else {}) for settled, row in said]
+    report = together(words).of("lane-0")
+    assert (report.state if report else None) == state
+
+
+def test_nothing_is_known_without_a_router() -> None:
+    assert observe("tiny", "u", []).report("lane-0") is None

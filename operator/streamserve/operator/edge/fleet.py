@@ -27,6 +27,7 @@ from typing import Final
 
 from streamserve.contract import runtime_config
 from streamserve.contract.identity import fingerprint
+from streamserve.contract.lane_word import LaneWord
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags, WorkerSignals
 from streamserve.operator.canary.memory import Holding
@@ -40,7 +41,7 @@ from streamserve.operator.edge.peers import Peers
 from streamserve.operator.edge.reconcile import Heard
 from streamserve.operator.edge.redis_link import RedisLink
 from streamserve.operator.edge.store import Key, Store
-from streamserve.operator.observe import Echo, LaneReport, Observed
+from streamserve.operator.observe import Echo, Observed
 from streamserve.runtime import logs
 from streamserve.runtime.redis_away import AWAY
 from streamserve.runtime.tasks import Tasks
@@ -96,7 +97,7 @@ class ProcessFleet:
         self._drains = Drains(self._peers, ask)
         self._evidence = Evidence(fence, ask=ask, clock=clock)
         self._pairs: dict[Key, _Pair] = {}
-        self._lanes: Mapping[Key, dict[str, LaneReport]] | None = None
+        self._lanes: Mapping[Key, LaneWord] | None = None
         self._unwritten: set[Key] = set()
         self._to_write = asyncio.Event()
         self._term = fence.term
@@ -237,7 +238,7 @@ class ProcessFleet:
             took = self._clock() - began
             await asyncio.sleep(max(LANES_SECONDS, took / _SHARE_OF_TIME))
 
-    def _take_lanes(self, found: Mapping[Key, dict[str, LaneReport]] | None) -> None:
+    def _take_lanes(self, found: Mapping[Key, LaneWord] | None) -> None:
         before, self._lanes = self._lanes or {}, found
         told, self._told = self._told, bool(self._trouble())
         for key in self._pairs:

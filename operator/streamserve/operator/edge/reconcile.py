@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from streamserve.contract import runtime_config
+from streamserve.contract.lane_word import LaneWord
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply
 from streamserve.operator.canary.evidence import Records
@@ -29,7 +30,7 @@ from streamserve.operator.edge.outcomes import ServerFailed
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
-from streamserve.operator.observe import Echo, LaneReport, Observed, observe
+from streamserve.operator.observe import Echo, Observed, observe
 from streamserve.operator.site import Site
 from streamserve.runtime import logs
 
@@ -44,7 +45,7 @@ _AT_ONCE_SECONDS: Final = 0.01
 class Heard:
     """What is known of a pair by other ways than the API server; see `Observed`."""
 
-    lanes: dict[str, LaneReport] | None = None
+    lanes: LaneWord | None = None
     echoes: dict[str, Echo] = field(default_factory=dict)
     drained: frozenset[str] = frozenset()
     goodput: Records | None = None

@@ -12,7 +12,6 @@ answer.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -20,13 +19,14 @@ from typing import Any, Final, TypeVar
 import redis.asyncio as redis
 from redis.exceptions import ResponseError
 
-from streamserve.contract import goodput, keys, signals
+from streamserve.contract import goodput, keys, lane_word, signals
 from streamserve.contract.goodput import GoodputError, GoodputMinute
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import LaneWord, LaneWordError
 from streamserve.contract.signals import SignalsError, WorkerSignals
 from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.store import Key
-from streamserve.operator.observe import LaneReport, lane_reports
+from streamserve.operator.observe import together
 
 CHUNK: Final = 500
 SOCKET_SECONDS: Final = 2.0
@@ -87,15 +87,15 @@ class RedisLink:
             found += [key for key, ttl in zip(some, left, strict=True) if int(ttl) < keys.CONFIG_TTL_SECONDS // 2]
         return found
 
-    async def lanes(self) -> dict[Key, dict[str, LaneReport]]:
+    async def lanes(self) -> dict[Key, LaneWord]:
         """What routers say of each lane, of every StreamPair that has a router."""
         names = await self._names("lanes")
-        words: dict[Key, list[dict[str, LaneReport]]] = {}
+        words: dict[Key, list[LaneWord]] = {}
         for name, value in zip(names, await self._values(names), strict=True):
             matched = _LANES_KEY.fullmatch(name)
             if matched is not None and value is not None and (word := lanes_of(value)) is not None:
                 words.setdefault((matched[1], matched[2]), []).append(word)
-        return {key: lane_reports(said) or {} for key, said in words.items()}
+        return {key: together(said) for key, said in words.items()}
 
     async def signals(self, workers: Sequence[tuple[Key, str]]) -> dict[tuple[Key, str], WorkerSignals]:
         """Of those (pair, worker id) that publish."""
@@ -145,15 +145,11 @@ class RedisLink:
         return values
 
 
-def lanes_of(value: bytes) -> dict[str, LaneReport] | None:
-    """A router's word; None where it is not readable."""
+def lanes_of(value: bytes) -> LaneWord | None:
     try:
-        said = json.loads(value)
-    except ValueError:
+        return lane_word.decode(value)
+    except LaneWordError:
         return None
-    if not isinstance(said, dict):
-        return None
-    return {str(lane): _report(row) for lane, row in said.items() if isinstance(row, dict)}
 
 
 def record_of(value: bytes) -> GoodputMinute | None:
@@ -168,10 +164,6 @@ def signals_of(value: bytes) -> WorkerSignals | None:
         return signals.decode(value)
     except SignalsError:
         return None
-
-
-def _report(row: Mapping[str, Any]) -> LaneReport:
-    return LaneReport(*(str(row.get(field) or "") for field in ("state", "reason", "revision")))
 
 
 def _is_wrong_type(error: BaseException) -> bool:

@@ -12,7 +12,6 @@ Everything runs on one event loop; methods that are not `async` never wait.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from streamserve.contract import goodput
+from streamserve.contract import goodput, lane_word
 from streamserve.contract.errors import InternalError, StreamServeError, TransferFailed, WorkerLost
 from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import GOODPUT_TTL_SECONDS, LANES_TTL_MS, Keyspace
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.router.flowguard.explain import age_ms
 from streamserve.router.flowguard.view import FleetView, LaneState
+from streamserve.router.lanes import PATIENCE_SECONDS
 from streamserve.router.signals import breaker, fleet_file
 from streamserve.router.signals.bookings import Booking
 from streamserve.router.signals.breaker import Event
@@ -73,6 +74,7 @@ class Fleet:
         self._file_stamp: tuple[int, int, int] | None = None
         self._published_at = -PUBLISH_SECONDS
         self._published: bytes = b""
+        self._heard_since: float | None = None
         self.file_error = ""
         self._gates = Gates(
             self._tasks,
@@ -378,13 +380,21 @@ class Fleet:
         """Each lane's state for the operator: each second, and at once when one changed."""
         if self._reader is None:
             return
-        lanes = {
-            lane.name: {"state": lane.state.value, "reason": lane.reason, "revision": lane.revision}
-            for lane in self.view().lanes
-        }
-        value = json.dumps(lanes, sort_keys=True).encode()
+        value = lane_word.encode(self._word(now))
         if value == self._published and now - self._published_at < PUBLISH_SECONDS:
             return
         self._published, self._published_at = value, now
         key = self._settings.keyspace.router_lanes(f"{self._settings.router_id:08x}")
         self._reader.publish(key, value, LANES_TTL_MS)
+
+    def _word(self, now: float) -> LaneWord:
+        """Settled once Redis has answered for as long as a lane may take to show itself."""
+        if self.redis_connected and self._heard_since is None:
+            self._heard_since = now
+        return LaneWord(
+            settled=self._heard_since is not None and now - self._heard_since >= PATIENCE_SECONDS,
+            lanes={
+                lane.name: LaneReport(state=lane.state.value, reason=lane.reason, revision=lane.revision)
+                for lane in self.view().lanes
+            },
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -14,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisAway
 
 from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.identity import fingerprint
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.operator import naming
@@ -25,9 +25,8 @@ from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.fleet import _DIRECTLY_AFTER_SECONDS, AWAY_SECONDS, ProcessFleet, echo_of
 from streamserve.operator.edge.members import Members, Worker, members
 from streamserve.operator.edge.metrics import OperatorMetrics
-from streamserve.operator.edge.redis_link import lanes_of
 from streamserve.operator.edge.store import Key, Store
-from streamserve.operator.observe import Echo, LaneReport, observe
+from streamserve.operator.observe import Echo, observe
 
 Body = dict[str, Any]
 KEY = ("llm", "llama")
@@ -84,13 +83,6 @@ ECHOES: dict[str, tuple[WorkerSignals | None, Echo | None]] = {
 @pytest.mark.parametrize(("signals", "echo"), ECHOES.values(), ids=ECHOES)
 def test_a_workers_signals_say(signals: WorkerSignals | None, echo: Echo | None) -> None:
     assert echo_of(signals, worker(), UID) == echo
-
-
-def test_a_routers_word_is_read_and_what_is_none_is_not() -> None:
-    word = {"lane-0": {"state": "READY", "reason": "", "revision": "r"}, "lane-1": "broken"}
-    assert lanes_of(json.dumps(word).encode()) == {"lane-0": LaneReport("READY", "", "r")}
-    assert lanes_of(b"\xff") is None
-    assert lanes_of(b"[]") is None
 
 
 def pod(name: str, role: str, ip: str, *, ready: bool = True, **metadata: Any) -> Body:
@@ -207,7 +199,7 @@ class Link:
         self.away = False
         self.written: dict[Key, bytes] = {}
         self.published: dict[tuple[Key, str], WorkerSignals] = {}
-        self.words: dict[Key, dict[str, LaneReport]] = {}
+        self.words: dict[Key, LaneWord] = {}
 
     async def write(self, configs: dict[Key, bytes]) -> None:
         self._up()
@@ -217,7 +209,7 @@ class Link:
         self._up()
         return [key for key in wanted if key not in self.written]
 
-    async def lanes(self) -> dict[Key, dict[str, LaneReport]]:
+    async def lanes(self) -> dict[Key, LaneWord]:
         self._up()
         return self.words
 
@@ -451,7 +443,7 @@ async def test_lanes_are_unknown_while_redis_is_away_and_a_pair_is_looked_at_whe
     monkeypatch.setattr("streamserve.operator.edge.fleet.LANES_SECONDS", 0.01)
     bench = Bench()
     bench.decide(1)
-    bench.link.words[KEY] = {"lane-0": LaneReport("READY")}
+    bench.link.words[KEY] = LaneWord(lanes={"lane-0": LaneReport(state="READY")})
     running = asyncio.create_task(bench.fleet.run())
     await until(lambda: bench.fleet.heard(KEY).lanes is not None)
     assert KEY in bench.asked

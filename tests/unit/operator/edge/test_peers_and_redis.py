@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from tests.support.processes import RedisServer
 
-from streamserve.contract import goodput, keys, signals
+from streamserve.contract import goodput, keys, lane_word, signals
 from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.runtime_config import ConfigId
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.operator.edge.fence import Fence, NotLeader
 from streamserve.operator.edge.peers import Peers
 from streamserve.operator.edge.redis_link import RedisLink
-from streamserve.operator.observe import Echo, LaneReport
+from streamserve.operator.observe import Echo
 from streamserve.runtime.grpc import GrpcServer
 from streamserve.runtime.redis_away import AWAY
 from streamserve.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -133,25 +134,30 @@ async def test_a_process_that_does_not_lead_writes_nothing(redis_server: RedisSe
     await link.close()
 
 
+def word(state: str) -> bytes:
+    return lane_word.encode(LaneWord(lanes={"lane-0": LaneReport(state=state)}))
+
+
 async def test_the_words_of_all_routers_of_all_pairs_are_read_in_one_look(
     link: RedisLink, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
         for number in range(1_200):
-            lanes = b'{"lane-0": {"state": "READY", "reason": "", "revision": "r"}}'
-            client.set(Keyspace("llm", f"p{number}").router_lanes("a"), lanes)
-        client.set(Keyspace(*KEY).router_lanes("a"), b'{"lane-0": {"state": "FENCED", "reason": "why"}}')
-        client.set(Keyspace(*KEY).router_lanes("b"), b'{"lane-0": {"state": "READY"}}')
+            client.set(Keyspace("llm", f"p{number}").router_lanes("a"), word("READY"))
+        client.set(Keyspace(*KEY).router_lanes("a"), word("FENCED"))
+        client.set(Keyspace(*KEY).router_lanes("b"), word("READY"))
         client.set(Keyspace(*KEY).router_lanes("broken"), b"{")
     found = await link.lanes()
     assert len(found) == 1_201
-    assert found[KEY] == {"lane-0": LaneReport("READY")}, "one router that sends requests there is enough"
+    assert found[KEY] == LaneWord(lanes={"lane-0": LaneReport(state="READY")}), (
+        "one router that sends requests there is enough"
+    )
 
 
 async def test_an_operator_of_some_namespaces_looks_at_those_alone(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         for namespace in ("mine", "theirs"):
-            client.set(Keyspace(namespace, "llama").router_lanes("a"), b'{"lane-0": {"state": "READY"}}')
+            client.set(Keyspace(namespace, "llama").router_lanes("a"), word("READY"))
     link = RedisLink(redis_server.url, Fence(), ("mine",))
     assert list(await link.lanes()) == [("mine", "llama")]
     await link.close()

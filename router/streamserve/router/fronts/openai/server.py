@@ -112,7 +112,7 @@ class _Identity:
     def __init__(self, files: TlsFiles) -> None:
         """Raises SetupError."""
         self._files = files
-        self._seen = _stamp(files)
+        self._seen = files.stamp()
         self._complaint = ""
         self._current = _context(files)
         self.context = _context(files)
@@ -122,7 +122,7 @@ class _Identity:
         """Until cancelled: take files that were replaced; keep what works where they make no identity."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            now = _stamp(self._files)
+            now = self._files.stamp()
             if now == self._seen:
                 continue
             try:
@@ -151,10 +151,3 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise SetupError(f"{files.certificate}, its key and {files.ca} do not make an identity: {error}") from None
     return context
-
-
-def _stamp(files: TlsFiles) -> tuple[int, ...]:
-    try:
-        return files.stamp()
-    except OSError:
-        return ()
