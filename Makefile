@@ -3,7 +3,7 @@
 PYTHON ?=
 BIN := .venv/bin
 ARGS ?=
-TIERS := $(wildcard tests/unit tests/contract tests/e2e)
+TIERS := tests/unit tests/contract tests/controlplane tests/e2e
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,8 @@ demo: env ## Real engines on this machine: 2 lanes, 24 prompts, speculation dept
 up: env ## Start everything locally and stay up until Ctrl-C (ARGS="--engine Simulator" needs no vLLM)
 	$(BIN)/streamserve up -f examples/local/streampair.yaml $(ARGS)
 
-test: env ## Every test: unit, contract, then end to end with real engines
+test: env ## Every test: unit, contract, on a real API server (built the first time; cached), with real engines
+	$(BIN)/python hack/cluster/build.py
 	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest $(TIERS) $(ARGS)
 
 test-unit: env ## The fast tests only: under a minute, no engine
@@ -33,7 +34,7 @@ test-unit: env ## The fast tests only: under a minute, no engine
 test-e2e: env ## The end-to-end tests only: real engines, minutes
 	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
-test-controlplane: env ## The CRDs and the operator on a real API server, which is built the first time (minutes; cached)
+test-controlplane: env ## The tests on a real API server only: the CRDs and the operator, ten minutes or more
 	$(BIN)/python hack/cluster/build.py
 	$(BIN)/python -m pytest tests/controlplane $(ARGS)
 

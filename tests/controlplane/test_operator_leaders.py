@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from tests.support.operator_bench import LEASE_SECONDS, PAIR, OperatorBench
 from tests.support.processes import wait_until
 
 from streamserve.contract.keys import LANES_TTL_MS, Keyspace
-
-
-def test_an_operator_that_is_killed_anywhere_is_followed_by_one_that_ends_the_same(bench: OperatorBench) -> None:
-    """Killed as soon as it has made something, over and over; the undisturbed run of the same spec is the measure."""
-    whole = bench.start("undisturbed")
-    bench.create()
-    bench.until("Ready", "True")
-    bench.until("ConfigApplied", "True")
-    bench.until_quiet(whole)
-    wanted, names = bench.shape(), bench.names()
-    bench.remove("StreamPair", PAIR)
-    wait_until(lambda: not bench.names(), seconds=30, what="nothing is left")
-    whole.kill()
-    bench.create()
-    left: list[set[tuple[str, str]]] = [set()]
-    for attempt in range(6):
-        operator = bench.start(f"killed-{attempt}")
-        bench.until_leads(operator)
-        with contextlib.suppress(AssertionError):
-            wait_until(lambda: bench.names() > left[-1], seconds=2.0, what="it has made more", every_seconds=0.0)
-        operator.kill()
-        left.append(bench.names())
-    assert any(set() < each < names for each in left), "none was killed midway"
-    last = bench.start("last")
-    bench.until("Ready", "True")
-    bench.until("ConfigApplied", "True")
-    bench.until_quiet(last)
-    assert bench.shape() == wanted
 
 
 def test_of_two_operators_one_writes_and_the_other_takes_over_when_it_stops(bench: OperatorBench) -> None:
