@@ -27,6 +27,7 @@ ENTRIES = {
     ("serving", "streamserve-ca"): {"tls.crt", "tls.key"},
     ("serving", "streamserve-operator"): {"redis-password", "redis-url", "tls.crt", "tls.key"},
     ("serving", "streamserve-redis"): {"users.acl", "tls.crt"},
+    ("serving", "streamserve-redis-users"): {"users.acl"},
     ("llm", "streamserve"): {"worker-redis-url", "router-redis-url", "tls.crt", "tls.key"},
     ("llm", "streamserve-client"): {"tls.crt", "tls.key"},
     ("llm", "streamserve-tokens"): {"default"},
@@ -122,10 +123,12 @@ def test_a_namespace_more_gets_its_secret_and_leaves_the_others_as_they_are(inst
     installed("upgrade", str(CHART), "--set", "namespaces={llm,chat}")
     after = entries(server)
     changed = {place for place in before if before[place] != after[place]}
-    assert changed == {("serving", "streamserve-redis", "users.acl")}
-    users = base64.b64decode(after["serving", "streamserve-redis", "users.acl"]).decode()
-    assert {line.split()[1] for line in users.splitlines()} == {
-        *("default", "operator", "llm.router", "llm.worker", "chat.router", "chat.worker")
+    named = {name: ("serving", name, "users.acl") for name in ("streamserve-redis", "streamserve-redis-users")}
+    assert changed == set(named.values())
+    users = {name: base64.b64decode(after[place]).decode().splitlines() for name, place in named.items()}
+    assert {name: {line.split()[1] for line in lines} for name, lines in users.items()} == {
+        "streamserve-redis": {"default", "operator"},
+        "streamserve-redis-users": {"llm.router", "llm.worker", "chat.router", "chat.worker"},
     }
     secret(server, "chat", "streamserve")
 

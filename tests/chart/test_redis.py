@@ -25,6 +25,7 @@ from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.redis_link import RedisLink
+from streamserve.operator.edge.redis_users import RedisUsers
 from streamserve.router.signals.reader import SignalReader
 from streamserve.runtime.config_source import ConfigSource
 from streamserve.v1 import worker_pb2
@@ -47,6 +48,22 @@ class Site:
     """A running Redis, and the URLs that the chart's Secrets hold, pointed at it."""
 
     urls: dict[str, str]
+    users_file: Path
+
+    def users(self) -> set[str]:
+        return set(self.client("operator").acl_users())
+
+    def look_after_users(self, namespaces: set[str]) -> None:
+        """As the operator does, with the file that it finds mounted."""
+
+        async def look() -> None:
+            fence = Fence(time.monotonic)
+            fence.raise_until(time.monotonic() + 60)
+            link = RedisLink(self.urls["operator"], fence, ["serving"])
+            await RedisUsers(self.users_file, lambda: namespaces, fence).look(link)
+            await link.close()
+
+        asyncio.run(look())
 
     def client(self, component: str) -> redis.Redis:
         return redis.from_url(self.urls[component], socket_timeout=5)
@@ -66,8 +83,12 @@ def site(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     log = (folder / "log").open("wb")
     process = subprocess.Popen([found.stdout.strip(), str(folder / "redis.conf")], stdout=log, stderr=log)
     try:
-        yield_site = Site(urls=urls(manifests, folder, port))
+        users = folder / "namespaces.acl"
+        users.write_bytes(base64.b64decode(named(manifests, "Secret", "streamserve-redis-users")["data"]["users.acl"]))
+        yield_site = Site(urls(manifests, folder, port), users)
         wait_until(lambda: answers(yield_site, process, folder), seconds=20, what="Redis answers")
+        assert yield_site.users() == {"default", "operator"}
+        yield_site.look_after_users({"serving"})
         yield yield_site
     finally:
         process.terminate()
@@ -223,3 +244,13 @@ def test_nobody_gets_in_without_a_certificate(site: Site) -> None:
     address, _, options = site.urls["worker"].partition("?")
     with pytest.raises(redis.ConnectionError):
         redis.from_url(f"{address}?{options.partition('&')[0]}", socket_timeout=5).ping()
+
+
+def test_the_users_of_a_namespace_go_with_its_last_streampair(site: Site) -> None:
+    site.look_after_users(set())
+    assert site.users() == {"default", "operator"}
+    with pytest.raises(redis.AuthenticationError):
+        site.client("worker").ping()
+    site.look_after_users({"serving"})
+    assert site.users() == {"default", "operator", "serving.router", "serving.worker"}
+    assert site.client("worker").ping()

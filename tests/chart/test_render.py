@@ -99,11 +99,11 @@ def test_a_password_lies_in_its_users_secret_and_nowhere_else(render: Render) ->
     """Redis itself is given digests."""
     manifests = render("default")
     acl = [made for made in of_kind(manifests, "Secret") if "users.acl" in made["data"]]
-    assert len(acl) == 1
-    others = [made for made in of_kind(manifests, "Secret") if made is not acl[0]]
+    assert len(acl) == 2
+    others = [made for made in of_kind(manifests, "Secret") if made not in acl]
     passwords = {decoded(value) for made in others for key, value in made["data"].items() if key.endswith("password")}
     assert len(passwords) == 3
-    assert not any(password in decoded(acl[0]["data"]["users.acl"]) for password in passwords)
+    assert not any(password in decoded(made["data"]["users.acl"]) for password in passwords for made in acl)
 
 
 def test_namespaced_mode_makes_nothing_cluster_wide_but_the_crds(render: Render) -> None:

@@ -397,6 +397,7 @@ def _workers(makes: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
 
 
 def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster) -> None:
+    assert _redis_users(cluster) == {"default", "operator", f"{NAMESPACE}.router", f"{NAMESPACE}.worker"}
     cluster.kubectl("scale", f"deployment/{RELEASE}-operator", "--replicas=0")
     cluster.kubectl("delete", "streampair", PAIR, "--timeout=60s")
     kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,poddisruptionbudgets,streampairscalers"
@@ -407,6 +408,12 @@ def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster
         "nothing is left",
         lambda: cluster.kubectl("get", kinds, mine),
     )
+
+
+def test_the_users_of_redis_go_with_the_last_pair_when_an_operator_is_back(cluster: Cluster) -> None:
+    cluster.kubectl("scale", f"deployment/{RELEASE}-operator", "--replicas=2")
+    cluster.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=120s", seconds=130)
+    cluster.wait(lambda: _redis_users(cluster) == {"default", "operator"}, 60, "Redis has no users of a namespace")
 
 
 def test_uninstalling_leaves_nothing_but_the_crds(cluster: Cluster) -> None:
@@ -433,6 +440,13 @@ def _kv_bytes(cluster: Cluster) -> float:
     return sum(
         float(row.rpartition(" ")[2]) for row in rows if row.startswith("streamserve_worker_kv_transfer_bytes_total")
     )
+
+
+def _redis_users(cluster: Cluster) -> set[str]:
+    """As the operator sees them, who is the one that may ask."""
+    ask = "import os, redis; print(*redis.from_url(os.environ['STREAMSERVE_REDIS_URL']).acl_users())"
+    said = cluster.kubectl("exec", f"deployment/{RELEASE}-operator", "--", "python3", "-c", ask)
+    return set(said.split())
 
 
 def _conditions(cluster: Cluster) -> list[Body]:

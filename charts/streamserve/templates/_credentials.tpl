@@ -71,7 +71,7 @@ component sends. Call with (dict "component" "worker" "namespace" "llm"); namesp
 {{- $root := printf "ss:%s/*" .namespace -}}
 {{- $commands := "+@connection -@dangerous +get +set +subscribe +unsubscribe" -}}
 {{- if eq .component "operator" -}}
-~{{ $root }} &{{ $root }} {{ $commands }} +mget +lrange +ttl +scan +publish
+~{{ $root }} &{{ $root }} {{ $commands }} +mget +lrange +ttl +scan +publish +acl|users +acl|setuser +acl|deluser
 {{- else if eq .component "router" -}}
 %R~{{ $root }}/worker/* %R~{{ $root }}/control/config ~{{ $root }}/router/* &{{ $root }}/control/config {{ $commands }} +mget +zrange +rpush +ltrim +expire
 {{- else -}}

@@ -56,6 +56,7 @@ class Operator:
             ask=lambda key: self._controller.ask(key),  # noqa: PLW0108 (made below)
             metrics=metrics,
             rng=rng,
+            redis_users=settings.redis_users,
         )
         reconciler = Reconciler(
             store,

@@ -22,6 +22,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Final
 
@@ -40,6 +41,7 @@ from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.peers import Peers
 from streamserve.operator.edge.reconcile import Heard
 from streamserve.operator.edge.redis_link import RedisLink
+from streamserve.operator.edge.redis_users import RedisUsers
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.observe import Echo, Observed
 from streamserve.runtime import logs
@@ -85,8 +87,10 @@ class ProcessFleet:
         metrics: OperatorMetrics,
         rng: Random,
         clock: Callable[[], float] = time.monotonic,
+        redis_users: Path | None = None,
     ) -> None:
         self._link = None if redis_url is None else RedisLink(redis_url, fence, namespaces)
+        self._users = None if redis_users is None else RedisUsers(redis_users, store.inhabited, fence)
         self._peers = Peers(tls)
         self._fence = fence
         self._store = store
@@ -153,6 +157,8 @@ class ProcessFleet:
             _log.warning("no Redis: no lane's state can be known, so no pod becomes ready")
             return
         async with asyncio.TaskGroup() as group:
+            if self._users is not None:
+                group.create_task(self._users.run(self._link, away=self._is_away), name="users")
             group.create_task(self._keep_lanes(self._link), name="lanes")
             group.create_task(self._keep_written(self._link), name="configurations")
             group.create_task(self._evidence.run(self._link, away=self._is_away), name="evidence")

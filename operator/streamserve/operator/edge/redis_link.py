@@ -2,7 +2,7 @@
 
 Written: each StreamPair's configuration, whole, as key and as push, at once when it changed; and again where Redis has
 forgotten it or where it would expire (`missing`). Only while the fence is up, and never an earlier (generation, step)
-of a uid than before: there is one writer.
+of a uid than before: there is one writer. The users of Redis, for `redis_users.py`.
 
 Read: every router's word on each lane, the signals of the workers that are asked for, and the routers' records of
 goodput. One round trip carries at most CHUNK keys, or LISTS lists. Every method raises one of AWAY when Redis does not
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as redis
@@ -75,6 +75,23 @@ class RedisLink:
             except TimeoutError:
                 self._fence.check()
                 raise
+
+    # Its users: see redis_users.py
+
+    async def names(self) -> list[str]:
+        return [str(name) for name in await self._client.acl_users()]
+
+    async def make(self, name: str, rules: tuple[str, ...]) -> None:
+        await self._client.ping()
+        self._fence.check()
+        await self._client.execute_command("ACL SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
+
+    async def remove(self, names: Collection[str]) -> None:
+        await self._client.ping()
+        self._fence.check()
+        await self._client.acl_deluser(*sorted(names))
+
+    # What is read
 
     async def missing(self, wanted: Sequence[Key]) -> list[Key]:
         """Those of which Redis holds no configuration, or one that expires within half its time."""

@@ -68,6 +68,7 @@ class OperatorSettings:
     lease: LeaseSettings
     site: Site
     redis_url: str | None
+    redis_users: Path | None
     tls: TlsFiles | None
     renewal: RenewalSettings | None
     relist_seconds: float
@@ -123,6 +124,13 @@ def parser() -> argparse.ArgumentParser:
         default=Site.__dataclass_fields__["topology_key"].default,
         metavar="LABEL",
         help="the node label that placement SameTopology means (default: %(default)s)",
+    )
+    made.add_argument(
+        "--redis-users",
+        type=Path,
+        metavar="FILE",
+        help="the users that a namespace has in Redis, in the form of its ACL files: made with its first StreamPair, "
+        "removed with its last (default: Redis' users are not touched)",
     )
     renewed = parser.add_argument_group("certificates that it renews")
     renewed.add_argument(
@@ -180,6 +188,8 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
     redis_url = os.environ.get(REDIS_VARIABLE) or None
     if redis_url is not None and not redis_url.startswith(_REDIS_SCHEMES):
         raise SetupError(f"{REDIS_VARIABLE} is no Redis URL: it begins with {' or '.join(_REDIS_SCHEMES)}")
+    if args.redis_users is not None and redis_url is None:
+        raise SetupError(f"--redis-users are users of which Redis? Set {REDIS_VARIABLE}")
     share = args.lease_seconds / DURATION_SECONDS
     return OperatorSettings(
         namespaces=namespaces,
@@ -201,6 +211,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
             topology_key=args.topology_key,
         ),
         redis_url=redis_url,
+        redis_users=args.redis_users,
         tls=files,
         renewal=_renewal(lease_namespace, args.renew_authority, args.renew),
         relist_seconds=args.relist_seconds,

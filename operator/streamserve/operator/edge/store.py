@@ -130,6 +130,15 @@ class Store:
     def pairs(self) -> list[Key]:
         return [(id_[1], id_[2]) for id_ in self._objects if id_[0] == KIND]
 
+    def inhabited(self) -> set[str]:
+        """Namespaces with a StreamPair, or with pods of one that is gone."""
+        found: set[str] = set()
+        for key, ids in self._by_pair.items():
+            namespace, pair = key
+            if pair and namespace not in found and (self.has(key) or any(id_[0] == "Pod" for id_ in ids)):
+                found.add(namespace)
+        return found
+
     def _drop(self, id_: Id, version: int = 0) -> Change:
         """An answer to a write may be read after the event that its object is gone: it is older. Newer ones count, for
         an object that only lost our label is gone for the watch as well."""

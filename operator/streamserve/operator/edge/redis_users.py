@@ -1,0 +1,130 @@
+"""Who may enter Redis: the users of a namespace exist while it has StreamPairs.
+
+A file in the form of Redis' own (`user NAME on #DIGEST RULES…`, a line each; the chart renders it) says which users
+there could be: `<namespace>.router` and `<namespace>.worker`, passwords as digests. Which of them there are follows
+from the StreamPairs, looked at every second: what is missing is made; what no namespace with a StreamPair (or with pods
+that still run down) needs is removed, and its connections with it. So a Redis that came back empty has them again, and
+an operator that was away when the last StreamPair went removes them when it is back. Other users are left alone.
+
+Making one that is there already changes nothing for its connections. Only a leader does any of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from redis.exceptions import ResponseError
+
+from streamserve.operator.edge.fence import Fence, NotLeader
+from streamserve.runtime import logs
+from streamserve.runtime.redis_away import AWAY
+
+LOOK_SECONDS: Final = 1.0
+_OURS: Final = re.compile(r"(?P<namespace>[a-z0-9]([-a-z0-9]*[a-z0-9])?)\.(router|worker)")
+_log = logs.get(__name__)
+
+
+class Users(Protocol):
+    """Redis, as far as its users go. Each method raises one of AWAY, `make` and `remove` NotLeader too."""
+
+    async def names(self) -> list[str]: ...
+
+    async def make(self, name: str, rules: tuple[str, ...]) -> None: ...
+
+    async def remove(self, names: Collection[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to be done to Redis' users."""
+
+    make: Mapping[str, tuple[str, ...]]
+    remove: frozenset[str]
+
+
+def read(text: str) -> dict[str, tuple[str, ...]]:
+    """The rules of each of our users in a file of Redis' form; other lines are passed over."""
+    lines = (line.split() for line in text.splitlines())
+    return {words[1]: tuple(words[2:]) for words in lines if len(words) > 2 and words[0] == "user" and _ours(words[1])}
+
+
+def changes(
+    known: Mapping[str, tuple[str, ...]],
+    namespaces: Collection[str],
+    present: Collection[str],
+    made: Mapping[str, tuple[str, ...]],
+) -> Changes:
+    """`made`: with which rules this operator has made users. One that another has made is made once more."""
+    wanted = {name: rules for name, rules in known.items() if _ours(name) in namespaces}
+    return Changes(
+        {name: rules for name, rules in wanted.items() if name not in present or made.get(name) != rules},
+        frozenset(name for name in present if _ours(name) and name not in wanted),
+    )
+
+
+def _ours(name: str) -> str:
+    """The namespace of a user; empty for one that is not ours."""
+    found = _OURS.fullmatch(name)
+    return found["namespace"] if found else ""
+
+
+class RedisUsers:
+    """Keeps the users as the StreamPairs want them. `namespaces`: those that have any."""
+
+    def __init__(self, file: Path, namespaces: Callable[[], Collection[str]], fence: Fence) -> None:
+        self._file = file
+        self._namespaces = namespaces
+        self._fence = fence
+        self._made: dict[str, tuple[str, ...]] = {}
+        self._term = fence.term
+        self._complaint = ""
+
+    async def run(self, users: Users, *, away: Callable[[Exception], None]) -> None:
+        """Until cancelled."""
+        while True:
+            if self._fence.is_up:
+                try:
+                    await self.look(users)
+                except NotLeader:
+                    pass
+                except AWAY as error:
+                    away(error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self, users: Users) -> None:
+        """Once. Raises NotLeader and one of AWAY; a file that cannot be read, and a refusal, are told once."""
+        if self._term != self._fence.term:
+            self._term, self._made = self._fence.term, {}
+        try:
+            known = read(self._file.read_text(errors="replace"))
+        except OSError as error:
+            self._complain(f"users of Redis stay as they are: {error}")
+            return
+        try:
+            present = set(await users.names())
+            await self._carry_out(users, changes(known, self._namespaces(), present, self._made), present)
+        except ResponseError as error:
+            self._complain(f"Redis refuses to have its users changed, so pods of new namespaces stay out: {error}")
+        else:
+            self._complaint = ""
+
+    async def _carry_out(self, users: Users, todo: Changes, present: Collection[str]) -> None:
+        for name, rules in todo.make.items():
+            await users.make(name, rules)
+            self._made[name] = rules
+            if name not in present:
+                _log.info("made the user %s of Redis: its namespace has a StreamPair", name)
+        if todo.remove:
+            await users.remove(todo.remove)
+            self._made = {name: rules for name, rules in self._made.items() if name not in todo.remove}
+            _log.info("removed from Redis, for no StreamPair needs them: %s", ", ".join(sorted(todo.remove)))
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:
+            self._complaint = text
+            _log.warning("%s", text)
