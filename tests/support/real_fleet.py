@@ -31,9 +31,10 @@ from processes import command_line, wait_until
 from ruamel.yaml import YAML
 from tiny_pair import DRAFT, TARGET
 
-from streamserve.contract import signals
+from streamserve.contract import lane_word, signals
 from streamserve.contract.errors import StreamServeError
 from streamserve.contract.keys import Keyspace
+from streamserve.contract.lane_word import READY
 from streamserve.contract.signals import WorkerSignals
 from streamserve.runtime.grpc import channel
 from streamserve.runtime.status import from_rpc_error
@@ -336,9 +337,8 @@ class RealFleet:
                 for key in connection.scan_iter(match=f"{self.keys.root}/router/*/lanes"):
                     value = connection.get(key)
                     if isinstance(value, bytes):
-                        lanes = json.loads(value)
-                        states = [str(lane["state"]).lower() for lane in lanes.values()]
-                        return len(states) == self.document["spec"]["lanes"] and set(states) == {"ready"}
+                        states = [lane.state for lane in lane_word.decode(value).lanes.values()]
+                        return len(states) == self.document["spec"]["lanes"] and set(states) == {READY}
         except redis.RedisError:
             return False
         return False

@@ -10,7 +10,7 @@ records of goodput, which outlive a router that restarts.
     worker/index                     sorted set   worker id -> server time in ms when it last said hello
     worker/<id>/endpoint             JSON         who and where it is (WorkerEndpoint fields)
     worker/<id>/signals              bytes        packed WorkerSignals
-    router/<id>/lanes                JSON         lane -> {state, reason, revision}
+    router/<id>/lanes                JSON         LaneWord: what this router says of each lane
     router/<id>/goodput              list         packed GoodputMinute, the newest last, while a canary is held
     control/config                   JSON         RuntimeConfig, the last one written; also the name of the push channel
 """

@@ -9,7 +9,6 @@ Redis gets it from its writer (that of `streamserve up`) when it is back.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +23,7 @@ from tests.support.processes import LocalFleet, default_config, wait_until
 from tests.support.steady_load import Sent, SteadyLoad, behind_the_back, errors, share
 
 from streamserve.cli.up.push import ConfigPush
-from streamserve.contract import runtime_config, signals
+from streamserve.contract import lane_word, runtime_config, signals
 from streamserve.contract.runtime_config import RoutingConfig, SpeculationConfig
 from streamserve.v1 import admin_pb2
 
@@ -204,7 +203,7 @@ def what_is_missing(fleet: LocalFleet) -> str:
         return f"workers are not listed: index {sorted(index)}, endpoints {endpoints}, signals {published}"
     if config is None or runtime_config.decode(config).id != fleet.config.id:
         return f"the configuration is not in Redis: {config!r}"
-    states = {row["state"] for value in lanes if value for row in json.loads(value).values()}
+    states = {row.state for value in lanes if value for row in lane_word.decode(value).lanes.values()}
     return "" if states == {"READY"} else f"the router's lanes are not in Redis: {lanes}"
 
 

@@ -188,8 +188,6 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
     redis_url = os.environ.get(REDIS_VARIABLE) or None
     if redis_url is not None and not redis_url.startswith(_REDIS_SCHEMES):
         raise SetupError(f"{REDIS_VARIABLE} is no Redis URL: it begins with {' or '.join(_REDIS_SCHEMES)}")
-    if args.redis_users is not None and redis_url is None:
-        raise SetupError(f"--redis-users are users of which Redis? Set {REDIS_VARIABLE}")
     share = args.lease_seconds / DURATION_SECONDS
     return OperatorSettings(
         namespaces=namespaces,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from streamserve.operator.edge import settings
@@ -24,12 +22,6 @@ def test_redis_is_told_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(settings.REDIS_VARIABLE, "redis://:secret@redis:6379/0")
     assert settings.parse([*IMAGES, "--namespace", "llm"]).redis_url == "redis://:secret@redis:6379/0"
     assert "--redis-url" not in settings.parser().format_help()
-
-
-def test_users_of_redis_need_the_redis_whose_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(settings.REDIS_VARIABLE, raising=False)
-    with pytest.raises(SetupError, match="users of which Redis"):
-        settings.parse([*IMAGES, "--namespace", "llm", "--redis-users", str(tmp_path / "users.acl")])
 
 
 def test_a_redis_url_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
