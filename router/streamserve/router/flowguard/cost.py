@@ -21,7 +21,7 @@ Sources: llm-d and SMG's least_load for k/(1−k), measured herding in the desig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,11 +50,12 @@ class Way:
 class Estimator:
     """Estimates for one request on one view; each worker is looked at once, however many pairs it is in."""
 
-    def __init__(self, request: RouteRequest, view: FleetView, usual: Usual, *, signal_trust_seconds: float) -> None:
+    def __init__(self, request: RouteRequest, view: FleetView, usual: Usual, trusts: Mapping[str, float]) -> None:
+        """`trusts`: by worker id, what its signals are worth."""
         self._request = request
         self._view = view
         self._usual = usual
-        self._trust_seconds = signal_trust_seconds
+        self._trusts = trusts
         self._prefill: dict[str, PrefillEstimate] = {}
         self._decode: dict[str, DecodeEstimate] = {}
         self._prefill_median: dict[Role, float] = {}
@@ -81,18 +82,20 @@ class Estimator:
         return kv.blocks(self._request.prompt_tokens) * kv.bytes_per_block / max(1.0, per_second)
 
     def _estimate_prefill(self, worker: WorkerView) -> PrefillEstimate:
-        trust = self._view.trust(worker, self._trust_seconds)
+        trust = self._trusts[worker.id]
         rate = self._prefill_rate(worker)
         # What a decode worker has booked is KV, not prompt to compute.
         booked = worker.booked_tokens if worker.role is Role.PREFILL else 0
-        shown = self._prefill_seconds(worker)
+        queued = 0 if worker.signals is None else worker.signals.waiting_prompt_tokens
+        uncached = self._request.uncached_prompt_tokens
+        shown = (queued + uncached) / rate
         if trust < 1.0:
             shown = trust * shown + (1.0 - trust) * self._median_prefill(worker.role)
         return PrefillEstimate(
             seconds=shown + booked / rate,
-            queued_tokens=0 if worker.signals is None else worker.signals.waiting_prompt_tokens,
+            queued_tokens=queued,
             booked_tokens=booked,
-            uncached_tokens=self._request.uncached_prompt_tokens,
+            uncached_tokens=uncached,
             tokens_per_second=rate,
             signal_age_seconds=self._view.age_seconds(worker),
             trust=trust,
@@ -113,7 +116,7 @@ class Estimator:
         return known
 
     def _estimate_decode(self, worker: WorkerView) -> DecodeEstimate:
-        trust = self._view.trust(worker, self._trust_seconds)
+        trust = self._trusts[worker.id]
         now = self._load(worker, worker.booked_requests, worker.booked_tokens)
         wait, tpot, pressure = now.wait_seconds, now.tpot_seconds, now.pressure_seconds
         if trust < 1.0:

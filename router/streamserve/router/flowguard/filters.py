@@ -12,10 +12,10 @@ could shut a worker out for ever, so then this router's own requests are what co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Final
 
-from streamserve.contract.signals import Flags, Role
+from streamserve.contract.signals import Role
 from streamserve.router.flowguard.decision import PASSING_REASONS, Reason, Refusal
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import FleetView, Health, LaneState, LaneView, WorkerView
@@ -30,13 +30,13 @@ class Sieve:
     """The filters' verdict on every worker of a view, for one request."""
 
     def __init__(
-        self, request: RouteRequest, view: FleetView, *, signal_trust_seconds: float, output_tokens: float
+        self, request: RouteRequest, view: FleetView, trusts: Mapping[str, float], *, output_tokens: float
     ) -> None:
+        """`trusts`: by worker id, what its signals are worth."""
         self.refusals: dict[str, Refusal] = {}
         for lane in view.lanes:
             for worker in lane.workers:
-                trust = view.trust(worker, signal_trust_seconds)
-                found = objection(worker, request, view, trust, output_tokens)
+                found = objection(worker, request, view, trusts[worker.id], output_tokens)
                 if found is not None:
                     self.refusals[worker.id] = Refusal(lane.name, worker.id, *found)
 
@@ -66,54 +66,34 @@ def objection(
     worker: WorkerView, request: RouteRequest, view: FleetView, trust: float, output_tokens: float
 ) -> tuple[Reason, str] | None:
     """The first filter that objects to this worker, with what it saw."""
-    for check in _STATE_CHECKS:
-        found = check(worker, request, view)
-        if found is not None:
-            return found
-    return _too_long(worker, request) or _at_capacity(worker, trust) or _kv_full(worker, request, trust, output_tokens)
-
-
-def _excluded(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
     if worker.id in request.excluded_workers:
         return Reason.EXCLUDED, "it failed an earlier attempt of this request"
-    return None
+    return (
+        _state(worker, view)
+        or _too_long(worker, request)
+        or _at_capacity(worker, trust)
+        or _kv_full(worker, request, trust, output_tokens)
+    )
 
 
-def _other_pair(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
+def _state(worker: WorkerView, view: FleetView) -> tuple[Reason, str] | None:
+    """What is wrong with it whatever the request."""
     signals = worker.signals
     if worker.pair_uid and worker.pair_uid != view.pair_uid:
         return Reason.OTHER_PAIR, f"it was started for StreamPair uid {worker.pair_uid}"
-    if signals is not None and not signals.serves_pair(view.pair_uid):
+    if signals is None:
+        return Reason.NO_SIGNALS, "it has not reported since it started"
+    if not signals.serves_pair(view.pair_uid):
         return Reason.OTHER_PAIR, "its signals carry another StreamPair's uid"
-    return None
-
-
-def _no_signals(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
-    return (Reason.NO_SIGNALS, "it has not reported since it started") if worker.signals is None else None
-
-
-def _engine_dead(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
-    if worker.signals is not None and worker.signals.flags & Flags.ENGINE_DEAD:
+    if signals.engine_dead:
         return Reason.ENGINE_DEAD, "its engine has died"
-    return None
-
-
-def _draining(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
-    if worker.signals is not None and worker.signals.draining:
+    if signals.draining:
         return Reason.DRAINING, "it finishes what it has and takes nothing new"
-    return None
-
-
-def _health(worker: WorkerView, request: RouteRequest, view: FleetView) -> tuple[Reason, str] | None:
     if worker.health is Health.CIRCUIT_OPEN:
         return Reason.CIRCUIT_OPEN, worker.health_detail
     if worker.health is Health.SUSPECT:
         return Reason.SUSPECT, worker.health_detail
     return None
-
-
-_Check = Callable[[WorkerView, RouteRequest, FleetView], tuple[Reason, str] | None]
-_STATE_CHECKS: Final[tuple[_Check, ...]] = (_excluded, _other_pair, _no_signals, _engine_dead, _draining, _health)
 
 
 def _too_long(worker: WorkerView, request: RouteRequest) -> tuple[Reason, str] | None:

@@ -44,13 +44,14 @@ def pick(
     """
     routing = config.routing
     trust_seconds = routing.signal_trust_ms / 1e3
+    trusts = {worker.id: view.trust(worker, trust_seconds) for lane in view.lanes for worker in lane.workers}
     usual = Usual(request, view)
-    sieve = Sieve(request, view, signal_trust_seconds=trust_seconds, output_tokens=usual.output_tokens)
+    sieve = Sieve(request, view, trusts, output_tokens=usual.output_tokens)
     ways = _ways(request, view, config, sieve)
     refused = (*sieve.all(view), *_unproven(view, sieve))
     if not ways:
         raise NoLane(refused)
-    estimator = Estimator(request, view, usual, signal_trust_seconds=trust_seconds)
+    estimator = Estimator(request, view, usual, trusts)
     candidates = costs(ways, estimator, routing.weights_percent, config.slo_of(request.workload))
     chosen = candidates[_choose(routing.policy, ways, candidates, rng, cursor)]
     return Decision(chosen=chosen, candidates=candidates, refused=refused, policy=routing.policy.value)
@@ -61,7 +62,7 @@ def _ways(request: RouteRequest, view: FleetView, config: RuntimeConfig, sieve: 
     for step in _ladder(request, config):
         ways = step(request, view, sieve.possible)
         if ways:
-            return [way for way in ways if _every(way, sieve.free)]
+            return [way for way in ways if _is_free(way, sieve)]
     return []
 
 
@@ -138,20 +139,20 @@ def _proven(lane: LaneView, worker: WorkerView) -> bool:
     return any(worker.id in pair for pair in lane.proven)
 
 
-def _every(way: Way, test: _Test) -> bool:
-    return all(test(worker) for worker in (way.prefill, way.decode) if worker is not None)
+def _is_free(way: Way, sieve: Sieve) -> bool:
+    return (way.prefill is None or sieve.free(way.prefill)) and (way.decode is None or sieve.free(way.decode))
 
 
 def _unproven(view: FleetView, sieve: Sieve) -> list[Refusal]:
     """Workers of ready lanes that nothing speaks against, but whose canary has not passed yet."""
     detail = "no canary transfer has passed since it started"
-    return [
-        Refusal(lane.name, worker.id, Reason.NOT_PROVEN, detail)
-        for lane in view.lanes
-        if lane.state is LaneState.READY
-        for worker in lane.workers
-        if sieve.free(worker) and not _proven(lane, worker)
-    ]
+    found: list[Refusal] = []
+    for lane in view.lanes:
+        if lane.state is LaneState.READY:
+            proven = {worker_id for pair in lane.proven for worker_id in pair}
+            unproven = (worker for worker in lane.workers if worker.id not in proven and sieve.free(worker))
+            found += [Refusal(lane.name, worker.id, Reason.NOT_PROVEN, detail) for worker in unproven]
+    return found
 
 
 def _choose(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from streamserve.contract.signals import WorkerSignals
@@ -45,6 +45,7 @@ class Usual:
         self._now = view.now_seconds
         self._workers = [worker for lane in view.lanes for worker in lane.workers if worker.signals is not None]
         self._found: dict[tuple[object, ...], list[float]] = {}
+        self._medians: dict[tuple[object, ...], float] = {}
         self.output_tokens = self._output_tokens(request)
 
     def _output_tokens(self, request: RouteRequest) -> float:
@@ -85,38 +86,43 @@ class Usual:
     def _rate(self, worker: WorkerView, name: str, rate: _Rate) -> float:
         """Own and usual, by how fresh the own one is; 0 when nobody knows."""
         own = 0.0 if worker.signals is None else max(0.0, rate(worker.signals))
-        fresh = freshness(self._now - worker.worked_until_seconds)
-        if own and fresh == 1.0:
+        if not own:
+            return self._of_all(worker, name, rate)
+        idle = self._now - worker.worked_until_seconds
+        if idle <= PAUSE_SECONDS:
             return own
-        others = self._others(worker, own, name, rate)
-        if own and others:
-            return fresh * own + (1.0 - fresh) * others
-        return own or others
+        fresh = freshness(idle)
+        others = self._of_others(worker, own, name, rate)
+        return fresh * own + (1.0 - fresh) * others if others else own
 
-    def _others(self, worker: WorkerView, own: float, name: str, rate: _Rate) -> float:
+    def _of_all(self, worker: WorkerView, name: str, rate: _Rate) -> float:
+        """What is usual for one that does not know: the same for all of its role and revision, so found once."""
+        key = (name, worker.role, worker.revision)
+        known = self._medians.get(key)
+        if known is None:
+            known = self._medians[key] = self._of_others(worker, 0.0, name, rate)
+        return known
+
+    def _of_others(self, worker: WorkerView, own: float, name: str, rate: _Rate) -> float:
         """Median over the nearest group in which another worker knows the rate; 0 when none does."""
-        groups: tuple[tuple[tuple[object, ...], Callable[[WorkerView], bool]], ...] = (
-            (
-                (name, worker.role, worker.revision),
-                lambda w: w.role is worker.role and w.revision == worker.revision,
-            ),
-            ((name, worker.role), lambda w: w.role is worker.role),
-            ((name,), lambda w: True),
-        )
-        for key, belongs in groups:
-            values = self._found.get(key)
+        for key, group in self._groups(worker):
+            values = self._found.get((name, *key))
             if values is None:
-                values = self._found[key] = sorted(
-                    value
-                    for other in self._workers
-                    if belongs(other) and other.signals is not None and (value := rate(other.signals)) > 0
-                )
+                known = (rate(other.signals) for other in group if other.signals is not None)
+                values = self._found[name, *key] = sorted(value for value in known if value > 0)
             if own:
                 at = bisect_left(values, own)
                 values = values[:at] + values[at + 1 :]
             if values:
                 return median(values)
         return 0.0
+
+    def _groups(self, worker: WorkerView) -> Iterator[tuple[tuple[object, ...], list[WorkerView]]]:
+        """Its like, nearest first."""
+        role, revision = worker.role, worker.revision
+        yield (role, revision), [w for w in self._workers if w.role is role and w.revision == revision]
+        yield (role,), [w for w in self._workers if w.role is role]
+        yield (), self._workers
 
 
 def freshness(idle_seconds: float) -> float:
