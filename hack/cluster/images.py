@@ -1,7 +1,7 @@
 """The images that the test cluster runs, built without any registry: Debian's own packages under our wheels.
 
     streamserve/operator, /router, /worker:…-simulator     as `make images` builds them, on base.sh's base
-    streamserve/redis:7                                    Debian's Redis 7, for tests
+    streamserve/redis:7, /prometheus:2                     Debian's, for tests
     streamserve/pause:1                                    holds a pod's namespaces
 
 Each is an archive in dist/images, built anew when what it is made of has changed.
@@ -23,6 +23,7 @@ OUT = ROOT / "dist" / "images"
 BASE = "local/python-base:1"
 OURS = ("operator", "router", "worker-simulator")
 REDIS_IMAGE = "streamserve/redis:7"
+PROMETHEUS_IMAGE = "streamserve/prometheus:2"
 BUILD_SECONDS = 1800.0
 
 
@@ -34,7 +35,8 @@ def archives() -> list[Path]:
     made_of = [base.with_suffix(".key"), *_sources()]
     ours = [_kept(name, made_of, _ours) for name in OURS]
     redis = _kept("redis", [base.with_suffix(".key"), ROOT / "hack" / "redis.sh"], _redis)
-    return [pause, redis, *ours]
+    prometheus = _kept("prometheus", [base.with_suffix(".key"), ROOT / "hack" / "promtool.sh"], _prometheus)
+    return [pause, redis, prometheus, *ours]
 
 
 def _kept(name: str, made_of: Iterable[Path], build: Callable[[str], None]) -> Path:
@@ -84,6 +86,14 @@ def _redis(name: str) -> None:
         _buildah("copy", "--quiet", container, str(unpacked / part), f"/{part}")
     _buildah("config", "--user", "65532:65532", "--cmd", '["redis-server"]', container)
     _finish(container, REDIS_IMAGE, name)
+
+
+def _prometheus(name: str) -> None:
+    tool = Path(call("sh", str(ROOT / "hack" / "promtool.sh"), seconds=600).strip())
+    container = _buildah("from", BASE)
+    _buildah("copy", "--quiet", container, str(tool.with_name("prometheus")), "/usr/bin/prometheus")
+    _buildah("config", "--user", "65532:65532", "--cmd", '["prometheus"]', container)
+    _finish(container, PROMETHEUS_IMAGE, name)
 
 
 def _finish(container: str, image: str, name: str) -> None:

@@ -6,7 +6,9 @@ import base64
 import json
 import sysconfig
 import time
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -28,6 +30,7 @@ from tests.cluster.support import (
 )
 
 SITE = sysconfig.get_paths()["purelib"]
+SIGNALS = EXAMPLE.parent / "autoscaling" / "signals.yaml"
 PROMPT = "The tide comes in twice a day, because"
 HOT_EDITS = 50
 HOT_SECONDS = 2.0
@@ -352,6 +355,50 @@ def test_network_policies_let_in_whom_they_should_and_nobody_else(cluster: Clust
     }
     said = json.loads(cluster.kubectl("exec", CLIENT, "--", "python3", "-c", REACH, *expected))
     assert said == {target: "open" if reached else "silent" for target, reached in expected.items()}
+
+
+def test_a_prometheus_scrapes_every_pod_of_ours_and_its_rules_have_answers(
+    cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """With the chart's alerts and the signals that autoscalers are told to use, through the policies."""
+    signals = tmp_path / "signals.yaml"
+    YAML(typ="safe").dump(YAML(typ="safe").load(SIGNALS)["spec"], signals)
+    files = [f"--from-file={file}" for file in (CHART / "alerts.yaml", signals)]
+    manifests = str(HERE / "prometheus.yaml")
+
+    def leave() -> None:
+        cluster.try_kubectl("delete", "--ignore-not-found", "configmap/prometheus-rules")
+        cluster.try_kubectl("delete", "--ignore-not-found", "-f", manifests, "--timeout=60s")
+
+    leave()
+    request.addfinalizer(leave)
+    cluster.kubectl("create", "configmap", "prometheus-rules", *files)
+    cluster.kubectl("apply", "-f", manifests)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/prometheus", "--timeout=60s")
+    ours = cluster.get("pods", "--selector=app.kubernetes.io/part-of=streamserve")["items"]
+    names = {pod["metadata"]["name"] for pod in ours if pod["metadata"]["name"] != f"{RELEASE}-test"}
+    names = {name for name in names if "-redis-" not in name}
+    cluster.wait(lambda: _asked(cluster, "up == 1", "pod") == names, 60, f"{len(names)} targets are up")
+    with cluster.traffic():
+        lanes = f'streamserve_autoscaling_lanes{{streamserve_io_pair="{PAIR}"}} == 2'
+        cluster.wait(lambda: _asked(cluster, lanes, "namespace") == {NAMESPACE}, 60, "a signal of autoscaling is there")
+        served = "sum by (namespace) (rate(streamserve_router_requests_total[10s])) > 0"
+        cluster.wait(lambda: _asked(cluster, served, "namespace") == {NAMESPACE}, 60, "requests are counted")
+    rules = [rule for group in _prometheus(cluster, "/api/v1/rules")["groups"] for rule in group["rules"]]
+    assert {rule["type"] for rule in rules} == {"alerting", "recording"}
+    assert {rule["name"]: rule["lastError"] for rule in rules if rule.get("lastError")} == {}
+
+
+def _asked(cluster: Cluster, query: str, label: str) -> set[str]:
+    """The label's values in the answer."""
+    answer = _prometheus(cluster, "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
+    return {str(series["metric"].get(label, "")) for series in answer["result"]}
+
+
+def _prometheus(cluster: Cluster, path: str) -> Body:
+    raw = f"/api/v1/namespaces/{NAMESPACE}/pods/prometheus:9090/proxy{path}"
+    data: Body = json.loads(cluster.kubectl("get", "--raw", raw))["data"]
+    return data
 
 
 def _address(cluster: Cluster, component: str) -> str:
