@@ -125,10 +125,11 @@ def test_a_namespace_more_gets_its_secret_and_leaves_the_others_as_they_are(inst
     changed = {place for place in before if before[place] != after[place]}
     named = {name: ("serving", name, "users.acl") for name in ("streamserve-redis", "streamserve-redis-users")}
     assert changed == set(named.values())
+    pairs = {"llm.router", "llm.worker", "chat.router", "chat.worker"}
     users = {name: base64.b64decode(after[place]).decode().splitlines() for name, place in named.items()}
     assert {name: {line.split()[1] for line in lines} for name, lines in users.items()} == {
-        "streamserve-redis": {"default", "operator"},
-        "streamserve-redis-users": {"llm.router", "llm.worker", "chat.router", "chat.worker"},
+        "streamserve-redis": {"default", "operator", *pairs},
+        "streamserve-redis-users": pairs,
     }
     secret(server, "chat", "streamserve")
 

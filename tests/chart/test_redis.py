@@ -87,8 +87,6 @@ def site(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         users.write_bytes(base64.b64decode(named(manifests, "Secret", "streamserve-redis-users")["data"]["users.acl"]))
         yield_site = Site(urls(manifests, folder, port), users)
         wait_until(lambda: answers(yield_site, process, folder), seconds=20, what="Redis answers")
-        assert yield_site.users() == {"default", "operator"}
-        yield_site.look_after_users({"serving"})
         yield yield_site
     finally:
         process.terminate()

@@ -81,8 +81,9 @@ class Pod:
 
     @property
     def takes_requests(self) -> bool:
-        """Routers send to it, whether or not its kubelet has said Ready yet, or still."""
-        return (self.ready or bool(self.gate)) and not self.leaving
+        """Routers send to it, whether or not its kubelet has said Ready yet, or still. One whose container is not up
+        takes none: its gate is open because nobody could close it."""
+        return (self.ready or (bool(self.gate) and self.container_ready)) and not self.leaving
 
     @property
     def serves(self) -> bool:

@@ -78,7 +78,7 @@ def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
     needs_surge = (
         desired.reluctant
         and desired.wanted.max_unavailable + desired.wanted.max_surge == 0
-        and any(lane.ready and lane.revision != desired.wanted.revision and not lane.retiring for lane in lanes)
+        and any(not lane.lost and lane.revision != desired.wanted.revision and not lane.retiring for lane in lanes)
     )
     return Rollout(
         actions=tuple(actions),

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 VERSION: Final = 1
-MAX_BYTES: Final = 1_048_576
+MAX_BYTES: Final = 4_194_304
 READY: Final = "READY"
 FENCED: Final = "FENCED"
 _UNKNOWN: Final = "no router knows the lane"
@@ -31,9 +31,9 @@ class _Frozen(BaseModel):
 class LaneReport(_Frozen):
     """A lane's state, why it is so, and the revision of the workers that are meant (empty: any)."""
 
-    state: Annotated[str, Field(max_length=32)]
+    state: str
     reason: str = ""
-    revision: Annotated[str, Field(max_length=63)] = ""
+    revision: str = ""
 
 
 class LaneWord(_Frozen):
@@ -60,10 +60,14 @@ def decode(data: bytes | str) -> LaneWord:
     if len(data) > MAX_BYTES:
         raise LaneWordError(f"{len(data)} bytes is over the {MAX_BYTES} that a router's word may have")
     try:
-        return LaneWord.model_validate_json(data)
+        word = LaneWord.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise LaneWordError(f"{where}: {first['msg']}") from None
     except ValueError as error:
         raise LaneWordError(f"not readable: {error}") from None
+    # What has no such fields is not a word that says little: it may be another form of it.
+    if missing := {"version", "settled", "lanes"} - word.model_fields_set:
+        raise LaneWordError(f"{min(missing)}: it is not there")
+    return word

@@ -18,16 +18,18 @@ ladder's last step, the decode worker computing prompts itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from streamserve.contract.signals import Flags, Role
-from streamserve.router.flowguard.view import FleetView, Health, LaneState, WorkerView
+from streamserve.router.flowguard.view import FleetView, Health, LaneState, LaneView, WorkerView
 
 PATIENCE_SECONDS: Final = 10.0
 FRESH_SECONDS: Final = 2.0
+# Longer than the first canaries of many lanes take, a few at a time, each up to 30 s.
+FIRST_CANARIES_SECONDS: Final = 60.0
 
 
 class Outcome(StrEnum):
@@ -76,6 +78,15 @@ class Gate:
     reason: str
     since_seconds: float
     degraded: bool = False
+
+
+def have_judged(lanes: Iterable[LaneView], heard_seconds: float) -> bool:
+    """Whether this router has had the time to judge every lane that there is: as long as a lane may take to show
+    itself, and no lane's first canary still runs, which may take its time where workers are busy."""
+    if heard_seconds < PATIENCE_SECONDS:
+        return False
+    waits = any(lane.state is LaneState.PROBING and not lane.degraded for lane in lanes)
+    return not waits or heard_seconds >= FIRST_CANARIES_SECONDS
 
 
 def opened(now_seconds: float) -> Gate:

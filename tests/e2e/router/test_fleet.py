@@ -131,7 +131,7 @@ async def test_redis_alone_says_who_exists_and_lanes_are_published_to_it(
             ready = {"lane-0": LaneReport(state="READY", revision="r1")}
             published = await published_word(redis, lambda word: word.lanes == ready)
             assert not published.settled, "it has just started: what it does not say is no judgement yet"
-            monkeypatch.setattr("streamserve.router.signals.fleet.PATIENCE_SECONDS", 0.1)
+            monkeypatch.setattr("streamserve.router.lanes.PATIENCE_SECONDS", 0.1)
             await published_word(redis, lambda word: word.settled and word.lanes == ready)
             assert fleet.snapshot().redis_connected
 

@@ -213,11 +213,13 @@ class Cluster:
         up = any(container["ready"] for container in status["containerStatuses"])
         self._condition(live, "Ready", gate and up and "deletionTimestamp" not in live["metadata"])
 
-    def kubelet_says(self, ready: bool, pods: str) -> None:
-        """Of the pods whose names begin so; their gates stay as they are."""
+    def kubelet_says(self, ready: bool, pods: str, *, container: bool = False) -> None:
+        """Of the pods whose names begin so, of their containers too; their gates stay as they are."""
         for (kind, name), live in self.objects.items():
             if kind == "Pod" and name.startswith(pods):
                 self._condition(live, "Ready", ready)
+                for status in live["status"]["containerStatuses"] if container else ():
+                    status["ready"] = ready
 
     def wreck(self) -> None:
         """Do something to the children that nobody should do; what still has an owner or labels stays known as ours."""

@@ -327,6 +327,30 @@ def test_a_lane_that_takes_requests_is_not_lost_for_its_kubelets_silence(
     assert drained(cluster) == set(), "the lane is outdated and Ready is False, but it answers requests"
 
 
+def test_a_lane_whose_container_is_down_is_lost_although_nobody_could_close_its_gate(
+    make_body: MakeBody, site: Site
+) -> None:
+    """Without Redis gates stay as they are; what is to mend the lanes must not wait for it."""
+    cluster = settled(make_body(DEFAULTS), site)
+    cluster.reports = None
+    cluster.kubelet_says(False, "tiny-", container=True)
+    cluster.edit(make_body(DEFAULTS | {IMAGE: "registry.example/b:1"}, generation=2))
+    cluster.now += 60.0
+    assert drained(cluster), "the budget protects lanes that serve"
+
+
+def test_a_lane_that_takes_requests_and_may_not_stop_needs_surge_whatever_its_kubelet_says(
+    make_body: MakeBody, site: Site
+) -> None:
+    cluster = settled(make_body({"lanes": 1}), site)
+    cluster.kubelet_says(False, "tiny-prefill-0-")
+    cluster.edit(make_body({"lanes": 1, IMAGE: "registry.example/b:1"}, generation=2))
+    cluster.now += 60.0
+    cluster.reconcile()
+    assert drained(cluster) == set()
+    assert cluster.condition("Progressing")["reason"] == "NeedsSurge"
+
+
 def drained(cluster: Cluster) -> set[str]:
     """Whom the next decision asks to leave, without their revisions."""
     return {action.name.rpartition("-")[0] for action in cluster.decide().actions if isinstance(action, Drain)}

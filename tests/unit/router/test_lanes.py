@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamserve.contract.signals import Flags, Role
-from streamserve.router.flowguard.view import FleetView, Health, LaneState
+from streamserve.router.flowguard.view import FleetView, Health, LaneState, LaneView
 from streamserve.router.lanes import (
     PATIENCE_SECONDS,
     Gate,
@@ -17,6 +17,7 @@ from streamserve.router.lanes import (
     Trial,
     facts_of,
     failed,
+    have_judged,
     opened,
     step,
 )
@@ -153,6 +154,25 @@ def test_the_facts(case: Facts) -> None:
     found = facts_of(case.lane.build().workers, case.trials, FleetView(now_seconds=NOW, pair_uid=UID))
     assert {(*pair.ids, outcome) for pair, outcome in found.pairs.items()} == case.want
     assert case.says in found.detail
+
+
+JUDGED = {
+    "nothing yet, in its first seconds": ((R,), 9.9, False),
+    "all of them, when each had its time": ((R, F), 10.0, True),
+    "none is there": ((), 10.0, True),
+    "not all, while a first canary runs": ((R, P), 10.0, False),
+    "all, when first canaries take too long": ((R, P), 60.0, True),
+}
+
+
+@pytest.mark.parametrize(("states", "seconds", "want"), JUDGED.values(), ids=JUDGED)
+def test_a_router_has_judged(states: tuple[LaneState, ...], seconds: float, want: bool) -> None:
+    lanes = [LaneView(name=f"lane-{n}", state=state) for n, state in enumerate(states)]
+    assert have_judged(lanes, seconds) is want
+
+
+def test_a_canary_that_is_not_a_lanes_first_is_no_reason_to_wait() -> None:
+    assert have_judged([LaneView(name="lane-0", state=P, degraded=True)], 10.0)
 
 
 def test_failures_are_counted_for_the_backoff() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as redis
@@ -66,15 +66,19 @@ class RedisLink:
                 space = Keyspace(*key)
                 pipe.set(space.config, data, ex=keys.CONFIG_TTL_SECONDS)
                 pipe.publish(space.config_channel, data)
-            # Connecting may take long, so it comes before the look at the fence.
-            await self._client.ping()
+            await self._as_leader(pipe.execute)
+
+    async def _as_leader(self, write: Callable[[], Awaitable[object]]) -> None:
+        """Raises NotLeader, also where the fence falls while Redis has not answered."""
+        # Connecting may take long, so it comes before the look at the fence.
+        await self._client.ping()
+        self._fence.check()
+        try:
+            async with asyncio.timeout(self._fence.left_seconds):
+                await write()
+        except TimeoutError:
             self._fence.check()
-            try:
-                async with asyncio.timeout(self._fence.left_seconds):
-                    await pipe.execute()
-            except TimeoutError:
-                self._fence.check()
-                raise
+            raise
 
     # Its users: see redis_users.py
 
@@ -82,14 +86,11 @@ class RedisLink:
         return [str(name) for name in await self._client.acl_users()]
 
     async def make(self, name: str, rules: tuple[str, ...]) -> None:
-        await self._client.ping()
-        self._fence.check()
-        await self._client.execute_command("ACL SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
+        command = ("ACL SETUSER", name, "reset", *rules)
+        await self._as_leader(lambda: self._client.execute_command(*command))  # type: ignore[no-untyped-call]
 
     async def remove(self, names: Collection[str]) -> None:
-        await self._client.ping()
-        self._fence.check()
-        await self._client.acl_deluser(*sorted(names))
+        await self._as_leader(lambda: self._client.acl_deluser(*sorted(names)))
 
     # What is read
 

@@ -5,6 +5,7 @@ there could be: `<namespace>.router` and `<namespace>.worker`, passwords as dige
 from the StreamPairs, looked at every second: what is missing is made; what no namespace with a StreamPair (or with pods
 that still run down) needs is removed, and its connections with it. So a Redis that came back empty has them again, and
 an operator that was away when the last StreamPair went removes them when it is back. Other users are left alone.
+Redis' own file has them all as well: one that restarts lets everybody in at once, also while no operator leads.
 
 Making one that is there already changes nothing for its connections. Only a leader does any of this.
 """
@@ -63,7 +64,7 @@ def changes(
     wanted = {name: rules for name, rules in known.items() if _ours(name) in namespaces}
     return Changes(
         {name: rules for name, rules in wanted.items() if name not in present or made.get(name) != rules},
-        frozenset(name for name in present if _ours(name) and name not in wanted),
+        frozenset(name for name in present if _ours(name) and _ours(name) not in namespaces),
     )
 
 
@@ -105,26 +106,37 @@ class RedisUsers:
         except OSError as error:
             self._complain(f"users of Redis stay as they are: {error}")
             return
+        refused: dict[str, ResponseError] = {}
         try:
             present = set(await users.names())
-            await self._carry_out(users, changes(known, self._namespaces(), present, self._made), present)
         except ResponseError as error:
-            self._complain(f"Redis refuses to have its users changed, so pods of new namespaces stay out: {error}")
-        else:
-            self._complaint = ""
-
-    async def _carry_out(self, users: Users, todo: Changes, present: Collection[str]) -> None:
+            self._complain(f"Redis does not tell its users: {error}")
+            return
+        todo = changes(known, self._namespaces(), present, self._made)
         for name, rules in todo.make.items():
-            await users.make(name, rules)
+            try:
+                await users.make(name, rules)
+            except ResponseError as error:
+                refused[name] = error
+                continue
             self._made[name] = rules
             if name not in present:
                 _log.info("made the user %s of Redis: its namespace has a StreamPair", name)
         if todo.remove:
-            await users.remove(todo.remove)
-            self._made = {name: rules for name, rules in self._made.items() if name not in todo.remove}
-            _log.info("removed from Redis, for no StreamPair needs them: %s", ", ".join(sorted(todo.remove)))
+            await self._remove(users, todo.remove, refused)
+        self._complain("; ".join(f"Redis refuses the user {name}: {error}" for name, error in refused.items()))
+
+    async def _remove(self, users: Users, names: frozenset[str], refused: dict[str, ResponseError]) -> None:
+        try:
+            await users.remove(names)
+        except ResponseError as error:
+            refused[" and ".join(sorted(names))] = error
+            return
+        self._made = {name: rules for name, rules in self._made.items() if name not in names}
+        _log.info("removed from Redis, for no StreamPair needs them: %s", ", ".join(sorted(names)))
 
     def _complain(self, text: str) -> None:
-        if text != self._complaint:
-            self._complaint = text
+        """Once, until it is another one; empty: there is nothing to complain of."""
+        if text and text != self._complaint:
             _log.warning("%s", text)
+        self._complaint = text

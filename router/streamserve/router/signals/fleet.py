@@ -26,7 +26,7 @@ from streamserve.contract.keys import GOODPUT_TTL_SECONDS, LANES_TTL_MS, Keyspac
 from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.router.flowguard.explain import age_ms
 from streamserve.router.flowguard.view import FleetView, LaneState
-from streamserve.router.lanes import PATIENCE_SECONDS
+from streamserve.router.lanes import have_judged
 from streamserve.router.signals import breaker, fleet_file
 from streamserve.router.signals.bookings import Booking
 from streamserve.router.signals.breaker import Event
@@ -44,6 +44,7 @@ from streamserve.v1 import admin_pb2, worker_pb2
 TEND_SECONDS: Final = 0.1
 FILE_SECONDS: Final = 0.5
 PUBLISH_SECONDS: Final = 1.0
+MAX_WORDS: Final = 500
 POLL_TIMEOUT_SECONDS: Final = 2.0
 _log = logs.get(__name__)
 
@@ -75,6 +76,7 @@ class Fleet:
         self._published_at = -PUBLISH_SECONDS
         self._published: bytes = b""
         self._heard_since: float | None = None
+        self._settled = False
         self.file_error = ""
         self._gates = Gates(
             self._tasks,
@@ -388,13 +390,22 @@ class Fleet:
         self._reader.publish(key, value, LANES_TTL_MS)
 
     def _word(self, now: float) -> LaneWord:
-        """Settled once Redis has answered for as long as a lane may take to show itself."""
-        if self.redis_connected and self._heard_since is None:
+        lanes = self.view().lanes
+        if self._heard_since is None and self.redis_connected:
             self._heard_since = now
+        if not self._settled and self._heard_since is not None:
+            self._settled = have_judged(lanes, now - self._heard_since)
         return LaneWord(
-            settled=self._heard_since is not None and now - self._heard_since >= PATIENCE_SECONDS,
+            settled=self._settled,
             lanes={
-                lane.name: LaneReport(state=lane.state.value, reason=lane.reason, revision=lane.revision)
-                for lane in self.view().lanes
+                _plain(lane.name): LaneReport(
+                    state=lane.state.value, reason=_plain(lane.reason), revision=_plain(lane.revision)
+                )
+                for lane in lanes
             },
         )
+
+
+def _plain(text: str) -> str:
+    """Names and words come from workers: whatever they are, the word can be written and read."""
+    return text[:MAX_WORDS].encode(errors="replace").decode()

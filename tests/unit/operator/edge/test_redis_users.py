@@ -40,6 +40,7 @@ CASES = {
     "those that Redis has lost": ({"llm"}, {"llm.router"}, KNOWN, {"llm.worker"}, set()),
     "the last StreamPair of a namespace is gone": (set(), LLM | {"operator"}, KNOWN, set(), LLM),
     "a namespace that is no longer served": ({"llm"}, LLM | {"old.worker"}, KNOWN, set(), {"old.worker"}),
+    "one that somebody else made for a namespace with StreamPairs": ({"more"}, {"more.worker"}, {}, set(), set()),
     "users of other names are left alone": (set(), {"default", "operator", "backup", "a.b.worker"}, {}, set(), set()),
     "another password": ({"chat"}, {"chat.worker"}, {"chat.worker": ("on", "#old")}, {"chat.worker"}, set()),
     "a namespace without users of its own": ({"elsewhere"}, set(), {}, set(), set()),
@@ -139,16 +140,19 @@ async def test_who_does_not_lead_makes_and_removes_none(bench: Bench) -> None:
 async def test_a_refusal_and_a_missing_file_are_told_once_and_end_nothing(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.file.write_text("user llm.worker on +nosuchcommand\n")
+    bench.file.write_text(LINES.replace("+get +set +ping", "+nosuchcommand"))
+    bench.namespaces = {"llm", "chat"}
     for _ in range(3):
-        assert await bench.look() == set()
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "Redis refuses to have its users changed, so pods of new namespaces stay out"
-    ]
+        assert await bench.look() == {"llm.router", "chat.worker"}, "one bad line keeps nobody else out"
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Redis refuses the user llm.worker: ")
+    caplog.clear()
     bench.file.unlink()
     for _ in range(3):
-        assert await bench.look() == set()
-    assert len(caplog.records) == 2
-    assert "users of Redis stay as they are" in caplog.records[1].message
+        assert await bench.look() == {"llm.router", "chat.worker"}
+    (warning,) = caplog.records
+    assert "users of Redis stay as they are" in warning.message
+    bench.namespaces = {"llm"}
     bench.file.write_text(LINES)
     assert await bench.look() == LLM
