@@ -61,6 +61,11 @@ class _Notes:
                 file.write(f"{report.nodeid} {report.duration:.1f}\n")
             self._left.discard(report.nodeid)
 
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """That nothing was left to run is what one hopes for."""
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not self._left and self._done():
+            session.exitstatus = pytest.ExitCode.OK
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self._left:
             terminalreporter.write_line(json.dumps(summary(self._done())))
