@@ -66,6 +66,8 @@ class Stage:
         if remains:
             self.bench.until("Ready", "True", seconds=SETTLE_SECONDS)
             self.bench.until("ConfigApplied", "True", seconds=SETTLE_SECONDS)
+            # What the server has refused is tried again after half a minute, and the operator says so meanwhile.
+            self.bench.until("Degraded", "False", seconds=SETTLE_SECONDS)
             wait_until(self._all_of_one_revision, seconds=SETTLE_SECONDS, what="every pod is of the present revision")
         else:
             wait_until(lambda: not self.bench.names(), seconds=SETTLE_SECONDS, what="nothing is left")
