@@ -361,23 +361,28 @@ def test_a_prometheus_scrapes_every_pod_of_ours_and_its_rules_have_answers(
     cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """With the chart's alerts and the signals that autoscalers are told to use, through the policies."""
-    signals = tmp_path / "signals.yaml"
-    YAML(typ="safe").dump(YAML(typ="safe").load(SIGNALS)["spec"], signals)
-    files = [f"--from-file={file}" for file in (CHART / "alerts.yaml", signals)]
     manifests = str(HERE / "prometheus.yaml")
 
     def leave() -> None:
-        cluster.try_kubectl("delete", "--ignore-not-found", "configmap/prometheus-rules")
-        cluster.try_kubectl("delete", "--ignore-not-found", "-f", manifests, "--timeout=60s")
+        what = ["configmap/prometheus", "-f", manifests]
+        cluster.try_kubectl("delete", "--ignore-not-found", "--timeout=60s", what[0])
+        cluster.try_kubectl("delete", "--ignore-not-found", "--timeout=60s", *what[1:])
 
     leave()
     request.addfinalizer(leave)
-    cluster.kubectl("create", "configmap", "prometheus-rules", *files)
+    yaml, targets = YAML(typ="safe"), _targets(cluster)
+    yaml.dump(yaml.load(SIGNALS)["spec"], tmp_path / "signals.yaml")
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["/etc/prometheus/alerts.yaml", "/etc/prometheus/signals.yaml"],
+        "scrape_configs": [{"job_name": "streamserve", "static_configs": targets}],
+    }
+    yaml.dump(config, tmp_path / "prometheus.yaml")
+    files = (CHART / "alerts.yaml", tmp_path / "signals.yaml", tmp_path / "prometheus.yaml")
+    cluster.kubectl("create", "configmap", "prometheus", *(f"--from-file={file}" for file in files))
     cluster.kubectl("apply", "-f", manifests)
     cluster.kubectl("wait", "--for=condition=Ready", "pod/prometheus", "--timeout=60s")
-    ours = cluster.get("pods", "--selector=app.kubernetes.io/part-of=streamserve")["items"]
-    names = {pod["metadata"]["name"] for pod in ours if pod["metadata"]["name"] != f"{RELEASE}-test"}
-    names = {name for name in names if "-redis-" not in name}
+    names = {target["labels"]["pod"] for target in targets}
     cluster.wait(lambda: _asked(cluster, "up == 1", "pod") == names, 60, f"{len(names)} targets are up")
     with cluster.traffic():
         lanes = f'streamserve_autoscaling_lanes{{streamserve_io_pair="{PAIR}"}} == 2'
@@ -387,6 +392,21 @@ def test_a_prometheus_scrapes_every_pod_of_ours_and_its_rules_have_answers(
     rules = [rule for group in _prometheus(cluster, "/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["type"] for rule in rules} == {"alerting", "recording"}
     assert {rule["name"]: rule["lastError"] for rule in rules if rule.get("lastError")} == {}
+
+
+def _targets(cluster: Cluster) -> list[Body]:
+    """Every pod of ours that has metrics."""
+    found = []
+    for pod in cluster.get("pods", "--selector=app.kubernetes.io/part-of=streamserve")["items"]:
+        ports = [port["name"] for each in pod["spec"]["containers"] for port in each.get("ports", ())]
+        if "metrics" in ports:
+            metadata = pod["metadata"]
+            labels = {name: value for name, value in metadata["labels"].items() if name.startswith("streamserve.io/")}
+            labels = {name.replace(".", "_").replace("/", "_"): value for name, value in labels.items()}
+            labels |= {"namespace": NAMESPACE, "pod": metadata["name"]}
+            found.append({"targets": [f"{pod['status']['podIP']}:9090"], "labels": labels})
+    assert len(found) == 2 + 2 + 4, "operators, routers, two lanes"
+    return found
 
 
 def _asked(cluster: Cluster, query: str, label: str) -> set[str]:
