@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from streamserve.contract import json_form
 from streamserve.contract.runtime_config import ConfigId
 
 VERSION: Final = 1
@@ -74,13 +75,4 @@ def encode(record: GoodputMinute) -> bytes:
 
 def decode(data: bytes | str) -> GoodputMinute:
     """The record in `data`. Raises GoodputError with a readable reason, and nothing else."""
-    if len(data) > MAX_BYTES:
-        raise GoodputError(f"{len(data)} bytes is over the {MAX_BYTES} that a record may have")
-    try:
-        return GoodputMinute.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise GoodputError(f"{where}: {first['msg']}") from None
-    except ValueError as error:
-        raise GoodputError(f"not readable: {error}") from None
+    return json_form.read(GoodputMinute, data, max_bytes=MAX_BYTES, what="a record", error=GoodputError)

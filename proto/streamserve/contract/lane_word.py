@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamserve.contract import json_form
 
 VERSION: Final = 1
 MAX_BYTES: Final = 4_194_304
@@ -57,16 +59,7 @@ def encode(word: LaneWord) -> bytes:
 
 def decode(data: bytes | str) -> LaneWord:
     """The word in `data`. Raises LaneWordError with a readable reason, and nothing else."""
-    if len(data) > MAX_BYTES:
-        raise LaneWordError(f"{len(data)} bytes is over the {MAX_BYTES} that a router's word may have")
-    try:
-        word = LaneWord.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise LaneWordError(f"{where}: {first['msg']}") from None
-    except ValueError as error:
-        raise LaneWordError(f"not readable: {error}") from None
+    word = json_form.read(LaneWord, data, max_bytes=MAX_BYTES, what="a router's word", error=LaneWordError)
     # What has no such fields is not a word that says little: it may be another form of it.
     if missing := {"version", "settled", "lanes"} - word.model_fields_set:
         raise LaneWordError(f"{min(missing)}: it is not there")

@@ -13,7 +13,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streamserve.contract import json_form
 
 VERSION: Final = 1
 MAX_BYTES: Final = 262_144
@@ -155,16 +157,7 @@ def encode(config: RuntimeConfig) -> bytes:
 
 def decode(data: bytes | str) -> RuntimeConfig:
     """The configuration in `data`. Raises ConfigError with a readable reason, and nothing else."""
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{len(data)} bytes is over the {MAX_BYTES} that a configuration may have")
-    try:
-        envelope = _Envelope.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise ConfigError(f"{where}: {first['msg']}") from None
-    except ValueError as error:
-        raise ConfigError(f"not readable: {error}") from None
+    envelope = json_form.read(_Envelope, data, max_bytes=MAX_BYTES, what="a configuration", error=ConfigError)
     if envelope.version != VERSION:
         raise ConfigError(f"version {envelope.version} is not {VERSION}: upgrade the older component first")
     return envelope.config
