@@ -3,10 +3,12 @@
     python bench/operator_scale.py [--quick] [--pairs 1000] [--steady-minutes 10]
 
 etcd and kube-apiserver are real, on this machine, in memory as far as they can be; nodes, workers and routers are
-played (benchkit/played_fleet.py): four pods a pair. Four figures, each from an operator process of its own but the
-last three, which share one:
+played (benchkit/played_fleet.py): four pods a pair. Five figures, each from an operator process of its own but start,
+steady and hot, which share one:
 
     create   requests to the API server per StreamPair, from its creation until it is Ready with nothing left to do
+             (more than 2,000 are loaded instead: benchkit/played_world.py)
+    profile  where the CPU time of a start goes, by py-spy (benchkit/cpu_profile.py)
     start    from the start of a process, everything existing, until each StreamPair was reconciled; memory and CPU then
     steady   writes (the Lease left out) and requests over the minutes given, and the CPU they take; `writes_before` are
              those from the start until then
@@ -30,10 +32,11 @@ from random import Random
 from typing import Any
 
 import psutil
-from benchkit import results, stats
+from benchkit import cpu_profile, results, stats
 from benchkit.results import ROOT, BenchError, say
 
 sys.path.append(str(ROOT))
+from benchkit import played_world
 from benchkit.played_fleet import PlayedFleet
 from tests.support.api_server import ApiServer, NoBinary
 from tests.support.operator_bench import MERGE, SPEC, OperatorBench
@@ -41,12 +44,27 @@ from tests.support.processes import Process
 
 from streamserve.contract.streampair.crd import definitions
 from streamserve.operator.edge.resources import BY_KIND
+from streamserve.operator.site import Site
 
 NAMESPACE = "scale"
 PAIRS = BY_KIND["StreamPair"]
 LOOK_SECONDS = 0.02
 REST_SECONDS = 10.0
 MIB = 2**20
+MOST_CREATED = 2_000
+STAGES = {
+    "reading lists from the API server": ("* kopf/_cogs/clients/fetching.py", "* kopf/_cogs/clients/watching.py"),
+    "keeping each object as text": ("Store.put operator/edge/store.py",),
+    "reading a StreamPair's objects from that": ("Store._read operator/edge/store.py",),
+    "checking the spec": ("accept operator/accept.py",),
+    "rendering what is wanted": ("desired operator/desired.py", "Desired.pod operator/desired.py"),
+    "looking at what is there": ("observe operator/observe.py",),
+    "comparing the two, the rollout": ("diff operator/diff.py",),
+    "conditions and status": ("conditions operator/conditions.py", "* operator/status.py"),
+    "what Redis says of the processes": ("* operator/edge/fleet.py", "* operator/edge/redis_link.py"),
+    "the queue and the loop around a reconcile": ("* operator/edge/controller.py", "* operator/edge/reconcile.py"),
+    "starting Python": ("* <frozen importlib._bootstrap>", "<module> operator/__main__.py"),
+}
 Body = dict[str, Any]
 
 
@@ -57,7 +75,7 @@ class World:
     limit_seconds: float
 
     def operator(self, name: str) -> Process:
-        return self.bench.start(name)
+        return self.bench.start(name, within_seconds=self.limit_seconds)
 
     def until(self, what: str, condition: Callable[[], bool], *, every_seconds: float = 1.0) -> float:
         """Seconds until it was so. Raises BenchError."""
@@ -109,22 +127,52 @@ def create(world: World) -> Body:
         world.bench.create(name=name_of(number))
         if number % 100 == 99:
             say(f"created {number + 1} of {world.pairs}")
+    until_ready(world, operator)
+    took = time.monotonic() - began
+    world.until_rest(operator)
+    requests = sum(world.requests(operator).values()) - before
+    end(operator)
+    return {"seconds": round(took, 1), "requests_per_pair": round(requests / world.pairs, 1)}
+
+
+def settle(world: World) -> None:
+    """Let an operator say what the loader did not."""
+    operator = world.operator("settle")
+    until_ready(world, operator)
+    world.until_rest(operator)
+    end(operator)
+
+
+def until_ready(world: World, operator: Process) -> None:
     last = -1
 
     def all_ready() -> bool:
         nonlocal last
+        if not operator.alive:
+            raise BenchError(f"the operator has ended:\n{operator.log[-3000:]}")
         if (now := world.ready()) != last:
             last = now
             say(f"ready {now} of {world.pairs}")
         return now == world.pairs
 
-    world.until("every StreamPair is Ready", all_ready, every_seconds=5.0)
-    took = time.monotonic() - began
-    world.until_rest(operator)
-    requests = sum(world.requests(operator).values()) - before
+    world.until("every StreamPair is Ready", all_ready, every_seconds=5.0 if world.pairs <= MOST_CREATED else 20.0)
+
+
+def end(operator: Process) -> None:
     if operator.terminate() != 0:
         raise BenchError("the operator did not end well; look at its log")
-    return {"seconds": round(took, 1), "requests_per_pair": round(requests / world.pairs, 1)}
+
+
+def profile(world: World, directory: Path) -> Body:
+    operator = world.operator("profile")
+    sampled = cpu_profile.Profile(operator.pid, directory)
+    world.until("each was reconciled", lambda: world.reconciled(operator) >= world.pairs, every_seconds=0.5)
+    raw = sampled.stop()
+    end(operator)
+    return {
+        "samples": sum(int(line.rpartition(" ")[2]) for line in raw.splitlines()),
+        **cpu_profile.shares(raw, STAGES),
+    }
 
 
 def start(world: World) -> tuple[Process, Body]:
@@ -220,12 +268,23 @@ def benchmark(given: argparse.Namespace, directory: Path) -> Body:
         for definition in definitions().values():
             server.install(definition)
         with OperatorBench(server, directory, NAMESPACE) as bench:
-            fleet = PlayedFleet(server, NAMESPACE, bench.redis.url, every_seconds=0.1 if given.pairs <= 2_000 else 1.0)
-            fleet.start()
+            bench.tidies = False
             world = World(bench, given.pairs, given.limit_minutes * 60)
+            loads = given.pairs > MOST_CREATED
+            if loads:
+                site = Site(worker_image="worker:1", router_image="router:1")
+                played_world.load(server, NAMESPACE, map(name_of, range(world.pairs)), site)
+            fleet = PlayedFleet(server, NAMESPACE, bench.redis.url, every_seconds=1.0 if loads else 0.1)
+            fleet.start()
             try:
-                made = create(world)
-                say(f"create: {made}")
+                made = None
+                if loads:
+                    settle(world)
+                else:
+                    made = create(world)
+                    say(f"create: {made}")
+                looked = profile(world, directory)
+                say(f"profile: {looked}")
                 operator, started = start(world)
                 say(f"start: {started}")
                 rested = steady(world, operator, given.steady_minutes * 60)
@@ -241,6 +300,7 @@ def benchmark(given: argparse.Namespace, directory: Path) -> Body:
         "pairs": given.pairs,
         "pods": given.pairs * 2 * int(SPEC["lanes"]),
         "create": made,
+        "profile": looked,
         "start": started,
         "steady": rested,
         "hot": edited,

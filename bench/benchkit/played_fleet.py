@@ -36,6 +36,20 @@ WATCH_SECONDS: Final = 300
 Body = dict[str, Any]
 
 
+def running(*, ready: str = "True", gate: str = "") -> Body:
+    """The status of a pod whose worker runs. `gate`: the readiness gate, where this is not the operator's to say."""
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    said = {"PodScheduled": "True", "Ready": ready} | ({naming.LANE_READY: gate} if gate else {})
+    container: Body = {"name": "worker", "image": "i", "imageID": "i", "restartCount": 0, "ready": True}
+    return {
+        "phase": "Running",
+        "podIP": "127.0.0.1",
+        "podIPs": [{"ip": "127.0.0.1"}],
+        "conditions": [{"type": kind, "status": is_so, "lastTransitionTime": now} for kind, is_so in said.items()],
+        "containerStatuses": [{**container, "state": {"running": {"startedAt": now}}}],
+    }
+
+
 class PlayedFleet:
     """Of one namespace, until `stop`."""
 
@@ -75,23 +89,41 @@ class PlayedFleet:
             self._stop.set()
 
     def _follow(self) -> None:
-        """The pods, by watches that begin where nothing is known yet: what exists comes first."""
-        path = f"{BY_KIND['Pod'].path(self._namespace)}?watch=true&timeoutSeconds={WATCH_SECONDS}"
+        """The pods: a listing, and watches that go on where the one before was; anew where the server has forgotten."""
+        path = BY_KIND["Pod"].path(self._namespace)
         context = ssl.create_default_context(cafile=str(self._server.directory / "certificates" / "apiserver.crt"))
+        version = ""
         while not self._stop.is_set():
+            version = version or self._list(path)
+            query = f"?watch=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={version}"
             # Short, so that a stop is noticed while nothing happens.
             connection = http.client.HTTPSConnection("127.0.0.1", self._server.port, timeout=2.0, context=context)
             try:
-                connection.request("GET", path, headers={"Authorization": f"Bearer {self._server.token}"})
+                connection.request("GET", path + query, headers={"Authorization": f"Bearer {self._server.token}"})
                 response = connection.getresponse()
                 while not self._stop.is_set() and (line := response.readline()):
                     event = json.loads(line)
                     if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                        version = event["object"]["metadata"]["resourceVersion"]
                         self._known(event["type"], event["object"])
+                    else:
+                        version = ""
             except (TimeoutError, OSError, http.client.HTTPException):
                 pass
             finally:
                 connection.close()
+
+    def _list(self, path: str) -> str:
+        """The version of the listing."""
+        server = replace(self._server, _connection=None, _children=[], _logs=[])
+        more = ""
+        while True:
+            page = server.call("GET", f"{path}?limit=500{more}").body
+            for pod in page["items"]:
+                self._known("ADDED", pod)
+            if not (token := page["metadata"].get("continue")):
+                return str(page["metadata"]["resourceVersion"])
+            more = f"&continue={token}"
 
     def _known(self, kind: str, pod: Body) -> None:
         name = pod["metadata"]["name"]
@@ -128,19 +160,7 @@ class PlayedFleet:
         ready = "True" if old.get(naming.LANE_READY) == "True" else "False"
         if status.get("podIP") and old.get("Ready") == ready:
             return
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        container: Body = {"name": "worker", "image": "i", "imageID": "i", "restartCount": 0, "ready": True}
-        made = {
-            "phase": "Running",
-            "podIP": "127.0.0.1",
-            "podIPs": [{"ip": "127.0.0.1"}],
-            "conditions": [
-                {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
-                {"type": "Ready", "status": ready, "lastTransitionTime": now},
-            ],
-            "containerStatuses": [{**container, "state": {"running": {"startedAt": now}}}],
-        }
-        server.call("PATCH", f"{path}/status", {"status": made}, STRATEGIC)
+        server.call("PATCH", f"{path}/status", {"status": running(ready=ready)}, STRATEGIC)
 
     def _echo(self) -> None:
         epoch = 0

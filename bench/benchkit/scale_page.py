@@ -31,12 +31,11 @@ def figures(documents: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _figures(document: Mapping[str, Any]) -> str:
-    created, started, rested, edited = (document[part] for part in ("create", "start", "steady", "hot"))
+    started, rested, edited = (document[part] for part in ("start", "steady", "hot"))
     seconds, memory = _TARGETS.get(document["pairs"], (None, None))
     requests = sum(rested["requests"].values()) / rested["seconds"]
     rows = [
-        ("created: requests to the API server for each", f"{created['requests_per_pair']}", ""),
-        ("created: until all were Ready, s", f"{created['seconds']:.0f}", ""),
+        *_created(document["create"]),
         ("started: until each was reconciled, s", *_judged(started["seconds"], seconds)),
         ("started: CPU, s", f"{started['cpu_seconds']:.1f}", ""),
         ("started: memory (RSS), MiB", *_judged(started["rss_mib"], memory)),
@@ -52,7 +51,25 @@ def _figures(document: Mapping[str, Any]) -> str:
         f"### {document['pairs']:,} StreamPairs, {document['pods']:,} pods\n\n{origin(document)} "
         f"{edited['edits']} hot edits were timed, while {edited['edits_of_others']} others were made to "
         f"{edited['others']} StreamPairs.\n\n" + markdown_table(("", "measured", "target"), rows)
-    )
+    ) + _profile(document.get("profile"))
+
+
+def _created(created: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Nothing where they were loaded."""
+    if created is None:
+        return []
+    return [
+        ("created: requests to the API server for each", f"{created['requests_per_pair']}", ""),
+        ("created: until all were Ready, s", f"{created['seconds']:.0f}", ""),
+    ]
+
+
+def _profile(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    rows = [(stage, f"{share:.1%}") for stage, share in found.items() if stage != "samples"]
+    said = f"Where the CPU time of a start goes, another process than the one above, {found['samples']:,} samples:"
+    return f"\n\n{said}\n\n" + markdown_table(("", "of the samples"), rows)
 
 
 def _judged(found: float, most: float | None) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from streamserve.operator.observe import Observed, Pod
 MAX_MESSAGE_LENGTH: Final = 1_024
 OVERDUE_SECONDS: Final = 60.0
 _BY_ECHOES: Final = ("ConfigApplied", "SpeculationEffective")
+_TOLD_AT_FIRST: Final = (("Progressing", "True"), ("Degraded", "True"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,8 @@ def serving(observed: Observed) -> list[str]:
 def transitions(
     stored: Iterable[Mapping[str, Any]], found: Sequence[Condition], now: float
 ) -> tuple[tuple[Condition, ...], tuple[Condition, ...]]:
-    """(conditions to store, those that are worth an event). Stored ones that were not decided anew are kept."""
+    """(conditions to store, those that are worth an event). Stored ones that were not decided anew are kept. What is
+    said for the first time is no change: of a new StreamPair only what is under way or wrong is told."""
     before = {str(condition["type"]): condition for condition in stored}
     time = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     after: list[Condition] = []
@@ -160,7 +162,8 @@ def transitions(
         old = before.pop(condition.type, None)
         kept = old is not None and old.get("status") == condition.status
         after.append(replace(condition, since=str(old["lastTransitionTime"]) if old is not None and kept else time))
-        if not kept or old is None or old.get("reason") != condition.reason:
+        changed = not kept or old is None or old.get("reason") != condition.reason
+        if changed and (old is not None or (condition.type, condition.status) in _TOLD_AT_FIRST):
             told.append(after[-1])
     return (*after, *map(_stored, before.values())), tuple(told)
 

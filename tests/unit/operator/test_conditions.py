@@ -294,6 +294,21 @@ def test_transition(name: str) -> None:
     assert events == (after if told else ())
 
 
+FIRST = {
+    "a state that nothing was said of before is no change": ("Ready", "False", False),
+    "that all is well is no news": ("Degraded", "False", False),
+    "what is wrong from the start": ("Degraded", "True", True),
+    "that something has begun": ("Progressing", "True", True),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_is_said_for_the_first_time_is_an_event_only_where_it_is_news(name: str) -> None:
+    kind, status, told = FIRST[name]
+    after, events = transitions((), [Condition(kind, status, "r")], now=1_800_000_000.0)
+    assert events == (after if told else ())
+
+
 def test_a_condition_that_is_not_decided_anew_is_kept() -> None:
     after, _ = transitions(STORED, [replace(condition("True"), type="Degraded")], now=0.0)
     assert [each.type for each in after] == ["Degraded", "Ready"]

@@ -1,0 +1,80 @@
+"""Thousands of StreamPairs that have been served for long, put on an API server at once.
+
+The operator's own creation of ten thousand takes most of an hour on two cores, and is measured with fewer. Here each
+child is what the operator's core decides for an empty namespace, applied as the operator applies it, and each pod is
+marked as running and ready in one write. What is left to say, and anything that this did differently, an operator does
+on its first run: let one run until it rests before anything is measured.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Final
+
+from tests.support.api_server import Answer, ApiServer
+from tests.support.operator_bench import SPEC, STRATEGIC
+
+from benchkit.played_fleet import running
+from benchkit.results import BenchError, say
+from streamserve.contract.streampair import API_VERSION, KIND
+from streamserve.operator.actions import Apply
+from streamserve.operator.decide import decide
+from streamserve.operator.edge.resources import BY_KIND
+from streamserve.operator.naming import FIELD_MANAGER
+from streamserve.operator.observe import observe
+from streamserve.operator.site import Site
+
+HANDS: Final = 6
+APPLY: Final = "application/apply-patch+yaml"
+Body = dict[str, Any]
+
+
+def load(server: ApiServer, namespace: str, names: Iterable[str], site: Site) -> None:
+    """Raises BenchError with the server's words."""
+    here = threading.local()
+    done = 0
+    counting = threading.Lock()
+
+    def one(name: str) -> None:
+        nonlocal done
+        if not hasattr(here, "server"):
+            here.server = replace(server, _connection=None, _children=[], _logs=[])
+        _pair(here.server, namespace, name, site)
+        with counting:
+            done += 1
+            if done % 500 == 0:
+                say(f"loaded {done}")
+
+    with ThreadPoolExecutor(HANDS) as hands:
+        for _ in hands.map(one, names):
+            pass
+
+
+def _pair(server: ApiServer, namespace: str, name: str, site: Site) -> None:
+    wanted = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": SPEC,
+    }
+    body = _taken(server.call("POST", BY_KIND[KIND].path(namespace), wanted)).body
+    decision = decide(body, site, observe(name, body["metadata"]["uid"], ()), time.time())
+    for action in decision.actions:
+        if not isinstance(action, Apply):
+            raise BenchError(f"the core wants more than objects of an empty namespace: {action}")
+        path = BY_KIND[action.kind].path(namespace, action.name)
+        query = f"?fieldManager={FIELD_MANAGER}&force=true"
+        _taken(server.call("PATCH", path + query, action.manifest, APPLY))
+        if action.kind == "Pod":
+            status = f"{path}/status?fieldManager={FIELD_MANAGER}"
+            _taken(server.call("PATCH", status, {"status": running(gate="True")}, STRATEGIC))
+
+
+def _taken(answer: Answer) -> Answer:
+    if not answer.ok:
+        raise BenchError(f"the API server has refused what the bench loads: {answer.body}")
+    return answer
