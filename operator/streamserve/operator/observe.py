@@ -12,7 +12,7 @@ a pair that holds a canary there are the routers' records as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -293,8 +293,10 @@ def seconds_of(timestamp: object) -> float:
     return datetime.fromisoformat(timestamp).timestamp() if isinstance(timestamp, str) and timestamp else 0.0
 
 
-def together(words: Iterable[LaneWord]) -> LaneWord:
-    """One word from those of many routers: a lane is READY if one of them sends requests to it."""
+def together(words: Sequence[LaneWord]) -> LaneWord:
+    """One word from those of one or many routers: a lane is READY if one of them sends requests to it."""
+    if len(words) == 1:
+        return words[0]
     found: dict[str, LaneReport] = {}
     settled = False
     for word in words:

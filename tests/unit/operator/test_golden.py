@@ -90,6 +90,18 @@ def test_pods_keep_to_restricted_pod_security(wanted: Desired) -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
+def test_pods_take_their_identity_from_a_secret_of_its_own_where_there_is_one(
+    read_pair: Callable[[Path], dict[str, Any]], site: Site
+) -> None:
+    pair = accept(read_pair(next(iter(PAIRS.values()))))
+    assert isinstance(pair, StreamPair), pair
+    wanted = desired(pair, dataclasses.replace(site, tls=True, tls_secret="streamserve-tls"), Observed(), 0.0)
+    for spec in _pod_specs(wanted):
+        (volume,) = (each for each in spec["volumes"] if each["name"] == "tls")
+        assert volume["secret"]["secretName"] == "streamserve-tls"
+        assert "streamserve-tls" not in str(spec["containers"]), "passwords stay where they are"
+
+
 def test_what_a_container_mounts_is_a_volume_of_its_pod(wanted: Desired) -> None:
     for spec in _pod_specs(wanted):
         volumes = {volume["name"] for volume in spec["volumes"]}

@@ -71,7 +71,7 @@ def volumes(pair: str, site: Site) -> tuple[list[dict[str, Any]], list[dict[str,
     ]
     if site.tls:
         items = [{"key": key, "path": key} for key in TLS_KEYS]
-        found.append({"name": "tls", "secret": {"secretName": site.secret, "items": items}})
+        found.append({"name": "tls", "secret": {"secretName": site.tls_secret or site.secret, "items": items}})
         mounts.append({"name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": True})
     return found, mounts
 

@@ -88,8 +88,7 @@ class Controller:
             self._turned_at = self._clock()
             if not self._leads.is_set():
                 self._led = None
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._leads.wait(), _IDLE_SECONDS)
+                await _at_most(_IDLE_SECONDS, self._leads)
                 continue
             if self._led != self._term():
                 self._led, resynced = self._term(), self._clock()
@@ -131,8 +130,7 @@ class Controller:
             return
         else:
             wait = self._queue.next_due_seconds(self._clock())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(_IDLE_SECONDS if wait is None else wait, _IDLE_SECONDS))
+        await _at_most(min(_IDLE_SECONDS if wait is None else wait, _IDLE_SECONDS), self._wake)
 
     async def _one(self, key: Key) -> None:
         began, result = self._clock(), "ok"
@@ -160,3 +158,11 @@ class Controller:
             self._slots.release()
             self._wake.set()
             self._metrics.reconcile_seconds.labels(result).observe(self._clock() - began)
+
+
+async def _at_most(seconds: float, event: asyncio.Event) -> None:
+    """Not by `asyncio.wait_for`: in Python 3.11 it loses a cancellation that comes with the event, and a loop that is
+    woken hundreds of times a second would hardly ever end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -247,8 +247,10 @@ class ProcessFleet:
     def _take_lanes(self, found: Mapping[Key, LaneWord] | None) -> None:
         before, self._lanes = self._lanes or {}, found
         told, self._told = self._told, bool(self._trouble())
+        now = found or {}
         for key in self._pairs:
-            if self._told != told or (found or {}).get(key) != before.get(key):
+            old, new = before.get(key), now.get(key)
+            if self._told != told or (new is not old and new != old):
                 self._ask(key)
 
     # Who has applied it

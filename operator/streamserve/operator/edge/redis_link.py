@@ -54,6 +54,8 @@ class RedisLink:
             self._client.connection_pool.connection_class = _Rereading
         self._fence = fence
         self._roots = [f"ss:{namespace}/*/router/*" for namespace in namespaces or ("*",)]
+        # By key, as it was read last: of thousands of words few change from one look to the next.
+        self._words: dict[str, tuple[bytes, LaneWord | None]] = {}
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -108,10 +110,16 @@ class RedisLink:
     async def lanes(self) -> dict[Key, LaneWord]:
         """What routers say of each lane, of every StreamPair that has a router."""
         names = await self._names("lanes")
+        before, self._words = self._words, {}
         words: dict[Key, list[LaneWord]] = {}
         for name, value in zip(names, await self._values(names), strict=True):
             matched = _LANES_KEY.fullmatch(name)
-            if matched is not None and value is not None and (word := lanes_of(value)) is not None:
+            if matched is None or value is None:
+                continue
+            kept = before.get(name)
+            word = kept[1] if kept is not None and kept[0] == value else lanes_of(value)
+            self._words[name] = (value, word)
+            if word is not None:
                 words.setdefault((matched[1], matched[2]), []).append(word)
         return {key: together(said) for key, said in words.items()}
 

@@ -120,6 +120,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--tls", action="store_true", help="workers and routers talk with mutual TLS")
     made.add_argument(
+        "--tls-secret",
+        default="",
+        metavar="NAME",
+        help=f"the Secret of each namespace with {', '.join(TLS_KEYS)} (default: the same one)",
+    )
+    made.add_argument(
         "--topology-key",
         default=Site.__dataclass_fields__["topology_key"].default,
         metavar="LABEL",
@@ -203,6 +209,7 @@ def parse(argv: Sequence[str] | None = None) -> OperatorSettings:
             worker_image=args.worker_image,
             router_image=args.router_image,
             secret=args.secret,
+            tls_secret=args.tls_secret,
             tls=args.tls,
             tls_peer_name=args.tls_peer_name,
             image_pull_policy=args.image_pull_policy,

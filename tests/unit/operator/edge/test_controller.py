@@ -97,6 +97,22 @@ async def test_who_leads_again_looks_at_everything_again(bench: Bench) -> None:
     await until(lambda: bench.runs == [A, A])
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_it_ends_when_it_is_told_to_while_something_wakes_it(turns: int) -> None:
+    """`turns` of the event loop lie between the two."""
+    made = Bench()
+    made.leads.set()
+    running = asyncio.create_task(made.controller.run())
+    await asyncio.sleep(0.02)
+    made.controller.ask(A)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    ended, _ = await asyncio.wait([running], timeout=2.0)
+    assert running in ended
+    await made.controller.stop(1.0)
+
+
 async def test_a_run_that_wants_another_gets_it(bench: Bench) -> None:
     bench.have(A)
     bench.endings = [0.01, 0.01, None]

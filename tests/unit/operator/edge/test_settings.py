@@ -89,3 +89,8 @@ def test_the_help_names_every_entry_of_the_secret() -> None:
     help_ = settings.parser().format_help()
     for entry in ("worker-redis-url", "router-redis-url", "ca.crt", "tls.key", settings.REDIS_VARIABLE):
         assert entry in help_
+
+
+def test_the_files_of_the_identity_lie_in_the_same_secret_unless_another_is_named() -> None:
+    assert settings.parse([*IMAGES, "--namespace", "llm"]).site.tls_secret == ""
+    assert settings.parse([*IMAGES, "--namespace", "llm", "--tls-secret", "own"]).site.tls_secret == "own"
