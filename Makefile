@@ -65,6 +65,7 @@ check: env ## Format, lint, types, layers, protos, generated files, links and th
 check-chart: env ## The Helm chart: linted, rendered, installed on a real API server (builds Helm the first time)
 	$(BIN)/python hack/helm/build.py
 	$(BIN)/python hack/cluster/build.py
+	$(BIN)/python hack/cert_manager/build.py
 	$(BIN)/python hack/helm/validator.py
 	hack/redis.sh > /dev/null
 	hack/promtool.sh > /dev/null

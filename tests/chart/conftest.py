@@ -17,6 +17,7 @@ ROOT = HERE.parents[1]
 CHART = ROOT / "charts" / "streamserve"
 VALUES = sorted(path.stem for path in (HERE / "values").glob("*.yaml"))
 PROMETHEUS = "monitoring.coreos.com/v1"
+CERT_MANAGER = "cert-manager.io/v1"
 LIMIT_SECONDS = 120
 
 Manifest = dict[str, Any]
@@ -55,6 +56,7 @@ def render(helm: RunHelm) -> Render:
     def run(values: str, *arguments: str, prometheus: bool = True) -> list[Manifest]:
         command = ["template", "streamserve", str(CHART), "--namespace", "serving", *arguments]
         command += ["--values", str(HERE / "values" / f"{values}.yaml")]
+        command += ["--api-versions", CERT_MANAGER]
         command += ["--api-versions", PROMETHEUS] if prometheus else []
         if tuple(command) not in known:
             done = helm(*command)

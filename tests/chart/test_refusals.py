@@ -38,6 +38,17 @@ CASES = {
     "an embedded Redis without passwords": Refused(
         ("--set", "credentials.create=false"), ("redis.mode: Embedded needs credentials.create: true",)
     ),
+    "an issuer where there is no cert-manager": Refused(
+        ("--set", "tls.certManager.issuer.name=ours"),
+        ("tls.certManager.issuer.name", "cert-manager.io/v1", "install cert-manager first"),
+    ),
+    "an issuer without TLS": Refused(
+        ("--set", "tls.certManager.issuer.name=ours", "--set", "tls.enabled=false"),
+        ("tls.certManager.issuer.name", "tls.enabled is false"),
+    ),
+    "an issuer of no kind": Refused(
+        ("--set", "tls.certManager.issuer.kind="), ("tls/certManager/issuer/kind", "minLength")
+    ),
     "two Secrets of one name": Refused(
         ("--set", "credentials.operatorSecretName=streamserve"), ("credentials.operatorSecretName", "another name")
     ),

@@ -23,7 +23,7 @@ from streamserve.operator.builders import parts
 
 LONG = re.compile(r"^[A-Za-z0-9+/=]{40,}$")
 VALIDATE = ROOT / ".cache" / "chart" / "bin" / "kubernetes-validate"
-OF_OTHERS = {"CustomResourceDefinition", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
+OF_OTHERS = {"CustomResourceDefinition", "ServiceMonitor", "PodMonitor", "PrometheusRule", "Certificate"}
 
 
 @pytest.fixture(params=VALUES)

@@ -100,7 +100,7 @@ def test_what_it_may_write_is_what_it_is_told_to_renew(render: Render) -> None:
         }
         for leaf in patched:
             assert {"tls.crt", "tls.key"} <= made[leaf].keys()
-        assert (told is None) is (values in ("plain", "own-secrets"))
+        assert (told is None) is (values in ("plain", "own-secrets", "cert-manager"))
         if told is not None:
             assert "tls.key" in made[told.authority]
             assert not any(name.endswith("-redis") for _, name in told.leaves), "it lives as long as the authority"

@@ -47,6 +47,21 @@ or the authority does. Call with root, authority (Cert and Key), found, name, dn
 pod.streamserve
 {{- end }}
 
+{{/* The names in each certificate, as JSON. */}}
+{{- define "streamserve.operatorNames" -}}
+{{ list (printf "%s-operator.%s.svc" (include "streamserve.fullname" .) .Release.Namespace) "localhost" | toJson }}
+{{- end }}
+
+{{- define "streamserve.redisNames" -}}
+{{- $host := include "streamserve.redisHost" . -}}
+{{ list $host (printf "%s.%s" $host .Values.clusterDomain) (printf "%s-redis" (include "streamserve.fullname" .)) "localhost" | toJson }}
+{{- end }}
+
+{{/* Call with root, namespace. */}}
+{{- define "streamserve.podNames" -}}
+{{ list (include "streamserve.peerName" .root) (printf "*.%s.svc" .namespace) (printf "*.%s.svc.%s" .namespace .root.Values.clusterDomain) "localhost" | toJson }}
+{{- end }}
+
 {{- define "streamserve.certificateAnnotations" -}}
 streamserve.io/certificate-ends: {{ .ends | quote }}
 streamserve.io/certificate-names: {{ .names | quote }}

@@ -46,6 +46,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.credentials.operatorSecretName | default (printf "%s-operator" (include "streamserve.fullname" .)) }}
 {{- end }}
 
+{{/* The Secrets with ca.crt, tls.crt and tls.key: the same ones as for passwords, or those that cert-manager fills. */}}
+{{- define "streamserve.operatorTlsSecret" -}}
+{{ include "streamserve.operatorSecret" . }}{{ if .Values.tls.certManager.issuer.name }}-tls{{ end }}
+{{- end }}
+
+{{- define "streamserve.redisTlsSecret" -}}
+{{ include "streamserve.fullname" . }}-redis{{ if .Values.tls.certManager.issuer.name }}-tls{{ end }}
+{{- end }}
+
 {{/* Where StreamPairs live, as JSON: `namespaces`, or the release's own. */}}
 {{- define "streamserve.namespaces" -}}
 {{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
@@ -98,6 +107,14 @@ capabilities:
 {{- $ext := .Values.redis.external -}}
 {{- if eq (include "streamserve.operatorSecret" .) .Values.credentials.secretName -}}
 {{- fail "credentials.operatorSecretName and credentials.secretName are one: give the operator's another name, for the pods of StreamPairs may read theirs." -}}
+{{- end -}}
+{{- if .Values.tls.certManager.issuer.name -}}
+{{- if not .Values.tls.enabled -}}
+{{- fail "tls.certManager.issuer.name is given and tls.enabled is false: turn TLS on, or take the issuer out." -}}
+{{- end -}}
+{{- if not (.Capabilities.APIVersions.Has "cert-manager.io/v1") -}}
+{{- fail "tls.certManager.issuer.name is given and this cluster does not serve cert-manager.io/v1: install cert-manager first (with helm template, add --api-versions cert-manager.io/v1), or take the issuer out and the chart makes the certificates." -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq .Values.redis.mode "Embedded") (not .Values.credentials.create) -}}
 {{- fail "redis.mode: Embedded needs credentials.create: true, for its users' passwords are made with the other Secrets. With Secrets of your own, set redis.mode: External." -}}
