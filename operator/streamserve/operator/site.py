@@ -16,8 +16,8 @@ TLS_KEYS: Final = ("ca.crt", "tls.crt", "tls.key")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """`topology_key` is the node label that placement SameTopology means. `tls_peer_name` is the name that workers'
-    certificates carry; empty where they carry the address at which they are dialled. `tls_secret` holds the files of the
-    identity where `secret` does not, as when cert-manager fills it; empty where it does."""
+    certificates carry; empty where they carry the address at which they are dialled. `tls_secret` holds the identity's
+    files where `secret` does not, as when cert-manager fills it; empty where it does."""
 
     worker_image: str
     router_image: str

@@ -36,6 +36,14 @@ def test_each_figure_stands_beside_its_target() -> None:
     assert "| at rest: requests each second, the Lease's | 2.00 |  |" in text
 
 
+def test_what_was_loaded_has_no_figure_of_its_creation_and_a_profile_is_a_table() -> None:
+    profile = {"samples": 1_200, "deciding": 0.75, "the rest": 0.25}
+    text = scale_page.figures([{**RESULT, "create": None, "profile": profile}])
+    assert "created" not in text
+    assert "1,200 samples" in text
+    assert "| deciding | 75.0% |" in text
+
+
 @pytest.mark.parametrize(("part", "figure", "value"), [("start", "seconds", 20.1), ("steady", "writes", 1.0)])
 def test_a_figure_that_misses_its_target_says_so(part: str, figure: str, value: float) -> None:
     text = scale_page.figures([{**RESULT, part: {**RESULT[part], figure: value}}])
