@@ -63,7 +63,7 @@ STAGES = {
     "conditions and status": ("conditions operator/conditions.py", "* operator/status.py"),
     "what Redis says of the processes": ("* operator/edge/fleet.py", "* operator/edge/redis_link.py"),
     "the queue and the loop around a reconcile": ("* operator/edge/controller.py", "* operator/edge/reconcile.py"),
-    "starting Python": ("* <frozen importlib._bootstrap>", "<module> operator/__main__.py"),
+    "starting Python": ("* <frozen importlib._bootstrap>",),
 }
 Body = dict[str, Any]
 
