@@ -121,7 +121,8 @@ class ConfigPush:
             for name in routers:
                 tasks.spawn(name, _ask_router(wanted, name, channels[name], result))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(result.settled.wait(), timeout_seconds)
+                async with asyncio.timeout(timeout_seconds):
+                    await result.settled.wait()
             result.seconds = time.monotonic() - began
             await tasks.stop()
         return result

@@ -9,6 +9,7 @@ past LOG_BYTES is copied to `.1` and emptied.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -242,10 +243,10 @@ class Child:
 
 
 async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    # Not wait_for: in Python 3.11 it loses a cancellation that comes with the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def describe_exit(status: int) -> str:
