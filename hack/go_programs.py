@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,10 @@ class Program:
         finally:
             unfinished.unlink(missing_ok=True)
         return target
+
+    def folder_of(self, module: str) -> Path:
+        """Where the files of a module are that it is made of. Raises Failed."""
+        return Path(json.loads(self._call([self._go(), "mod", "download", "-json", module]))["Dir"])
 
     def _go(self) -> str:
         found = shutil.which("go")

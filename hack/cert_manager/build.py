@@ -9,8 +9,6 @@ How, and where the cache is: hack/go_programs.py.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,10 +22,7 @@ CERT_MANAGER = Program("cert-manager", HERE, ".", ("main.go",))
 
 def definitions() -> Path:
     """Where the module keeps them; downloaded by the build."""
-    found = subprocess.run(
-        ["go", "mod", "download", "-json", MODULE], cwd=HERE, check=True, capture_output=True, text=True, timeout=600
-    )
-    return Path(json.loads(found.stdout)["Dir"]) / "deploy" / "crds"
+    return CERT_MANAGER.folder_of(MODULE) / "deploy" / "crds"
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ ISSUED = {
     ("serving", "streamserve-operator-tls"): NAMES["streamserve-operator"],
     ("serving", "streamserve-redis-tls"): NAMES["streamserve-redis"],
     ("serving", "streamserve-tls"): NAMES["streamserve"],
-    ("serving", "streamserve-client"): NAMES["streamserve-client"],
+    ("serving", "streamserve-client-tls"): NAMES["streamserve-client"],
     ("llm", "streamserve-tls"): {"pod.streamserve", "*.llm.svc", "*.llm.svc.cluster.local", "localhost"},
-    ("llm", "streamserve-client"): {"client.streamserve"},
+    ("llm", "streamserve-client-tls"): {"client.streamserve"},
 }
 
 
@@ -149,7 +149,7 @@ def test_the_notes_say_whom_to_wait_for(world: World) -> None:
 
 
 async def test_a_client_and_a_pod_with_these_files_take_each_other(world: World, tmp_path: Path) -> None:
-    pod, client = world.secret("llm", "streamserve-tls"), world.secret("llm", "streamserve-client")
+    pod, client = world.secret("llm", "streamserve-tls"), world.secret("llm", "streamserve-client-tls")
     server = GrpcServer("127.0.0.1:0", services=(), tls=mounted(pod, tmp_path))
     address = await server.start()
     files = dataclasses.replace(mounted(client, tmp_path), peer_name="pod.streamserve")
@@ -176,7 +176,7 @@ def _of_another_authority(tmp_path: Path) -> Any:
 
 def test_cert_manager_renews_with_a_new_key(world: World) -> None:
     """Asked as its own command asks: by the condition Issuing."""
-    place = ("llm", "streamserve-client")
+    place = ("llm", "streamserve-client-tls")
     before = world.leaf(*place)
     body = world.certificate(*place)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -190,7 +190,7 @@ def test_cert_manager_renews_with_a_new_key(world: World) -> None:
     assert after.public_key() != before.public_key()
 
 
-def test_neither_the_chart_nor_the_operator_signs_or_reads_a_secret(render: Render) -> None:
+def test_neither_the_chart_nor_the_operator_signs_and_the_operator_reads_no_secret(render: Render) -> None:
     manifests = render("cert-manager")
     for secret in of_kind(manifests, "Secret"):
         assert not any(entry.endswith((".crt", ".key")) for entry in secret["data"]), secret["metadata"]["name"]
@@ -217,4 +217,4 @@ def test_with_secrets_of_ones_own_cert_manager_still_makes_the_certificates(rend
     made = render("own-secrets", *issuer)
     assert not of_kind(made, "Secret")
     issued = {each["spec"]["secretName"] for each in of_kind(made, "Certificate")}
-    assert issued == {"my-operator-tls", "my-pairs-tls", "my-pairs-client"}
+    assert issued == {"my-operator-tls", "my-pairs-tls", "my-pairs-client-tls"}

@@ -46,13 +46,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.credentials.operatorSecretName | default (printf "%s-operator" (include "streamserve.fullname" .)) }}
 {{- end }}
 
+{{/* cert-manager's issuer, empty for none; values that an older chart has left know of none. */}}
+{{- define "streamserve.issuer" -}}
+{{ dig "certManager" "issuer" "name" "" .Values.tls }}
+{{- end }}
+
 {{/* The Secrets with ca.crt, tls.crt and tls.key: the same ones as for passwords, or those that cert-manager fills. */}}
 {{- define "streamserve.operatorTlsSecret" -}}
-{{ include "streamserve.operatorSecret" . }}{{ if .Values.tls.certManager.issuer.name }}-tls{{ end }}
+{{ include "streamserve.operatorSecret" . }}{{ if include "streamserve.issuer" . }}-tls{{ end }}
 {{- end }}
 
 {{- define "streamserve.redisTlsSecret" -}}
-{{ include "streamserve.fullname" . }}-redis{{ if .Values.tls.certManager.issuer.name }}-tls{{ end }}
+{{ include "streamserve.fullname" . }}-redis{{ if include "streamserve.issuer" . }}-tls{{ end }}
 {{- end }}
 
 {{/* Where StreamPairs live, as JSON: `namespaces`, or the release's own. */}}
@@ -108,7 +113,7 @@ capabilities:
 {{- if eq (include "streamserve.operatorSecret" .) .Values.credentials.secretName -}}
 {{- fail "credentials.operatorSecretName and credentials.secretName are one: give the operator's another name, for the pods of StreamPairs may read theirs." -}}
 {{- end -}}
-{{- if .Values.tls.certManager.issuer.name -}}
+{{- if include "streamserve.issuer" . -}}
 {{- if not .Values.tls.enabled -}}
 {{- fail "tls.certManager.issuer.name is given and tls.enabled is false: turn TLS on, or take the issuer out." -}}
 {{- end -}}

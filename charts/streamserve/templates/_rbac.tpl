@@ -31,7 +31,7 @@
 
 {{/* Whether the operator renews certificates; empty: it may not read a Secret then. */}}
 {{- define "streamserve.renews" -}}
-{{- if and .Values.tls.enabled .Values.tls.renew .Values.credentials.create (not .Values.tls.certManager.issuer.name) -}}true{{- end -}}
+{{- if and .Values.tls.enabled .Values.tls.renew .Values.credentials.create (not (include "streamserve.issuer" .)) -}}true{{- end -}}
 {{- end }}
 
 {{/* The Secrets of a served namespace whose certificates are renewed, as JSON. Redis's lives as long as the authority. */}}
