@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,9 +84,7 @@ def world(helm: RunHelm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
             "spec": {"ca": {"secretName": "authority"}},
         }
         assert server.call("POST", "/apis/cert-manager.io/v1/clusterissuers", issuer).ok
-        kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(json.dumps(_credentials(server)))
-        kubeconfig.chmod(0o600)
+        kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
         command = [_asked("--path"), "--kubeconfig", str(kubeconfig)]
         assert Path(command[0]).exists(), f"{command[0]} is not there: run `make check-chart`, which builds it"
         controllers = Process("cert-manager", command, folder).start()
@@ -113,19 +110,6 @@ def world(helm: RunHelm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 def _asked(what: str) -> str:
     done = subprocess.run([sys.executable, str(BUILD), what], check=True, capture_output=True, text=True, timeout=300)
     return done.stdout.strip()
-
-
-def _credentials(server: ApiServer) -> dict[str, Any]:
-    authority = str(server.directory / "certificates" / "apiserver.crt")
-    cluster = {"server": f"https://127.0.0.1:{server.port}", "certificate-authority": authority}
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "test", "cluster": cluster}],
-        "users": [{"name": "admin", "user": {"token": server.token}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-        "current-context": "test",
-    }
 
 
 @pytest.mark.parametrize("place", ISSUED, ids="/".join)

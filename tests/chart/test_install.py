@@ -6,7 +6,6 @@ No controller runs here, so no pod starts: what is shown is what the API server 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,19 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @pytest.fixture(scope="module")
 def on(server: ApiServer, helm: RunHelm, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """`on("upgrade", …)`: Helm against that server, as an administrator."""
-    path = tmp_path_factory.mktemp("kube") / "config"
-    authority = base64.b64encode((server.directory / "certificates" / "apiserver.crt").read_bytes()).decode()
-    cluster = {"server": f"https://127.0.0.1:{server.port}", "certificate-authority-data": authority}
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "test", "cluster": cluster}],
-        "users": [{"name": "admin", "user": {"token": server.token}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-        "current-context": "test",
-    }
-    path.write_text(json.dumps(config))
-    path.chmod(0o600)
+    path = server.write_kubeconfig(tmp_path_factory.mktemp("kube") / "config")
 
     def run(verb: str, *arguments: str) -> str:
         done = helm(verb, "streamserve", *arguments, "--namespace", "serving", KUBECONFIG=str(path))

@@ -113,6 +113,22 @@ class ApiServer:
         except ValueError:
             return Answer(response.status, {"text": text.decode(errors="replace")})
 
+    def write_kubeconfig(self, path: Path) -> Path:
+        """An administrator's, readable by nobody else."""
+        authority = str(self.directory / "certificates" / "apiserver.crt")
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": authority}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "admin", "user": {"token": self.token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+            "current-context": "test",
+        }
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
+
     def install(self, crd: dict[str, Any]) -> None:
         """Create or replace a CRD and wait until its objects can be written. Raises with the server's words."""
         name = crd["metadata"]["name"]
