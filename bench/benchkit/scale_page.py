@@ -48,10 +48,14 @@ def _figures(document: Mapping[str, Any]) -> str:
         ("hot edit to ConfigApplied, p99 s", *_judged(edited["p99_seconds"], _HOT_SECONDS)),
     ]
     return (
-        f"### {document['pairs']:,} StreamPairs, {document['pods']:,} pods\n\n{origin(document)} "
-        f"{edited['edits']} hot edits were timed, while {edited['edits_of_others']} others were made to "
-        f"{edited['others']} StreamPairs.\n\n" + markdown_table(("", "measured", "target"), rows)
-    ) + _profile(document.get("profile"))
+        (
+            f"### {document['pairs']:,} StreamPairs, {document['pods']:,} pods\n\n{origin(document)} "
+            f"{edited['edits']} hot edits were timed, while {edited['edits_of_others']} others were made to "
+            f"{edited['others']} StreamPairs.\n\n" + markdown_table(("", "measured", "target"), rows)
+        )
+        + _profile(document.get("profile"))
+        + _note(document.get("note"))
+    )
 
 
 def _created(created: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -62,6 +66,11 @@ def _created(created: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
         ("created: requests to the API server for each", f"{created['requests_per_pair']}", ""),
         ("created: until all were Ready, s", f"{created['seconds']:.0f}", ""),
     ]
+
+
+def _note(said: str | None) -> str:
+    """What whoever measured has to add."""
+    return f"\n\n{said}" if said else ""
 
 
 def _profile(found: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from tests.support.operator_bench import OperatorBench
 from streamserve.contract.streampair.crd import definitions
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
         for definition in definitions().values():

@@ -31,7 +31,7 @@ def configuration() -> RuntimeConfig:
     return default_config("pair-uid-1").model_copy(update={"speculation": speculation})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     arguments = {"simulator-slowdown": str(SLOWDOWN), "simulator-acceptance": "[1.0]"}
     with LocalFleet(

@@ -38,10 +38,11 @@ def test_each_figure_stands_beside_its_target() -> None:
 
 def test_what_was_loaded_has_no_figure_of_its_creation_and_a_profile_is_a_table() -> None:
     profile = {"samples": 1_200, "deciding": 0.75, "the rest": 0.25}
-    text = scale_page.figures([{**RESULT, "create": None, "profile": profile}])
+    text = scale_page.figures([{**RESULT, "create": None, "profile": profile, "note": "Of a first run."}])
     assert "created" not in text
     assert "1,200 samples" in text
     assert "| deciding | 75.0% |" in text
+    assert text.endswith("\n\nOf a first run.")
 
 
 @pytest.mark.parametrize(("part", "figure", "value"), [("start", "seconds", 20.1), ("steady", "writes", 1.0)])
