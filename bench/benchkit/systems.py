@@ -172,9 +172,10 @@ class VllmPair:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
         }
         if not self._arm.as_shipped:
-            # The module that tames NIXL in our workers does so in any vLLM that loads it.
+            # What treats NIXL and the readers of steps in our workers does so in any vLLM that loads it.
             command += ["--worker-extension-cls", "streamserve.worker.pipeserve.nixl.Worker"]
-            environment["STREAMSERVE_NIXL_THREAD_DELAY_US"] = str(plan.thread_delay_us)
+            command += ["--scheduler-cls", "benchkit.plain_scheduler.scheduler"]
+            environment |= {"STREAMSERVE_NIXL_THREAD_DELAY_US": str(plan.thread_delay_us), **path_environment()}
         return Process(f"vllm-{role}", command, self._directory, environment)
 
 

@@ -64,6 +64,7 @@ _PARAMETERS = {
         "num_invalid_spec_tokens",
         "request_id",
     ),
+    "vllm.distributed.device_communicators.shm_broadcast:SpinCondition.wait": ("timeout_ms",),
 }
 _ATTRIBUTES = {
     "vllm.v1.request:Request.__init__": (
@@ -84,6 +85,7 @@ _ATTRIBUTES = {
         "block_size",
         "max_model_len",
     ),
+    "vllm.distributed.device_communicators.shm_broadcast:SpinCondition.__init__": ("last_read", "busy_loop_s"),
 }
 
 

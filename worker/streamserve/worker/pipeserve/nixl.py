@@ -17,7 +17,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from streamserve.worker.pipeserve import cpu_sampling, gloo, lifeline
+from streamserve.worker.pipeserve import cpu_sampling, gloo, lifeline, shm_wait
 
 DELAY_ENV = "STREAMSERVE_NIXL_THREAD_DELAY_US"
 DEFAULT_DELAY_MICROSECONDS = 3000
@@ -76,3 +76,4 @@ if multiprocessing.parent_process() is not None:
     tame(thread_delay_microseconds())
     gloo.share_devices()
     cpu_sampling.repair()
+    shm_wait.sleep_at_once()
