@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from typing import Any, Final, NoReturn
 
 from streamserve.contract.runtime_config import SpeculationConfig
 from streamserve.runtime.errors import SetupError
+from streamserve.runtime.ports import free_port
 from streamserve.worker.specustream.policy import DepthPolicy
 
 OWNED: Final = {
@@ -81,13 +82,7 @@ def set_environment(*, on_cpu: bool, method: str, model: str, nixl_address: tupl
     host, port = nixl_address
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
     # vLLM would listen on any port for 0, and tell its peers 0.
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port or _free_port(host))
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port or free_port(Random(), host))
 
 
 def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:

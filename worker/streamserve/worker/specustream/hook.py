@@ -20,7 +20,7 @@ import time
 from random import Random
 from typing import Any
 
-from streamserve.worker.pipeserve import compat, lifeline, shm_wait
+from streamserve.worker.pipeserve import compat, handover, lifeline, shm_wait
 from streamserve.worker.specustream.driver import Driver
 from streamserve.worker.specustream.policy import Adopted, Configure, DepthPolicy
 from streamserve.worker.specustream.record import RecordWriter
@@ -36,6 +36,7 @@ RELEASE = "streamserve_release"
 def scheduler(*args: Any, **kwargs: Any) -> Any:
     """vLLM's scheduler with the mixin, built with vLLM's own arguments."""
     lifeline.hold_to_parent()
+    handover.end_without_listener()
     shm_wait.sleep_at_once()
     compat.check()
     compat.add_engine_utility(CONFIGURE, _configure)
