@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any, Final, Protocol
 
 import psutil
@@ -30,6 +30,7 @@ from benchkit.load import Generate, Sample
 from benchkit.plan import Arm, Group, Plan
 from benchkit.results import ROOT, BenchError, say
 from streamserve.contract.runtime_config import DepthPolicyName, SpeculationConfig
+from streamserve.runtime import ports
 
 HERE: Final = Path(__file__).parent
 MODEL: Final = "tiny"
@@ -217,9 +218,7 @@ class StreamServe:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port(Random())
 
 
 def healthy(port: int) -> bool:
