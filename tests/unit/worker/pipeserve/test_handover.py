@@ -1,8 +1,11 @@
 """The thread that listens for KV hand-overs, as vLLM starts it: named, and waited for without a limit."""
 
+import errno
+import socket
 import threading
 
 import pytest
+import zmq
 
 from streamserve.worker.pipeserve import handover
 
@@ -28,16 +31,21 @@ def run(name: str, error: Exception | None) -> None:
 def test_a_listener_that_cannot_bind_ends_the_engine_and_says_why(
     ends: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(handover.LISTENER, OSError("Address already in use (addr='tcp://127.0.0.1:23000')"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, zmq.Context() as context:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with context.socket(zmq.ROUTER) as listener, pytest.raises(zmq.ZMQError) as refused:
+            listener.bind(address)
+    run(handover.LISTENER, refused.value)
     assert ends == [handover.EXIT_STATUS]
-    assert "cannot listen for KV hand-overs: Address already in use (addr='tcp://127.0.0.1:23000')" in caplog.text
+    assert f"cannot listen for KV hand-overs: Address already in use (addr='{address}')" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "error"),
     [
         pytest.param(handover.LISTENER, None, id="a listener that was told to stop"),
-        pytest.param("another", OSError("broken"), id="another thread that fails"),
+        pytest.param(handover.LISTENER, ValueError("not a message"), id="a listener that a stranger sent garbage"),
+        pytest.param("another", zmq.ZMQError(errno.EADDRINUSE), id="another thread that fails"),
     ],
 )
 def test_nothing_else_ends_it(ends: list[int], name: str, error: Exception | None) -> None:

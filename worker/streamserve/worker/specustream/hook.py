@@ -37,8 +37,8 @@ def scheduler(*args: Any, **kwargs: Any) -> Any:
     """vLLM's scheduler with the mixin, built with vLLM's own arguments."""
     lifeline.hold_to_parent()
     handover.end_without_listener()
-    shm_wait.sleep_at_once()
     compat.check()
+    shm_wait.sleep_at_once()
     compat.add_engine_utility(CONFIGURE, _configure)
     compat.add_engine_utility(RELEASE, _release)
     vllm_config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
