@@ -41,17 +41,18 @@ class RealLane:
         self.config_file = directory / "config" / "config.json"
         self.generation = 0
         self.configure(max_depth=MAX_DEPTH)
-        self.prefill = self._worker("prefill")
-        self.decode = self._worker("decode")
+        self.prefill = self.worker("prefill")
+        self.decode = self.worker("decode")
 
-    def _worker(self, role: str) -> Process:
+    def worker(self, role: str, nixl: str = "127.0.0.1:0") -> Process:
+        """Not started yet. `nixl`: where it hands KV over."""
         name = f"lane-0-{role}-0"
         ready = self.directory / f"{name}.ready.json"
         command = [
             *(sys.executable, "-m", "streamserve.worker", "--role", role, "--engine", "Vllm"),
             *("--id", name, "--lane", "lane-0", "--revision", REVISION),
             *("--namespace", NAMESPACE, "--pair", PAIR, "--pair-uid", UID),
-            *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"),
+            *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", nixl),
             *(
                 "--model",
                 str(TARGET),
