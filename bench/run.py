@@ -14,22 +14,23 @@ Exit status: 0 when everything is measured, 3 when a slice ended and work is lef
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psutil
 import uvloop
 from benchkit import load, plan, report, results, systems
-from benchkit.plan import Group, Plan
+from benchkit.plan import Plan, Share, Sitting
 from benchkit.results import BenchError, WorkFile, say
 
 CONFIGURATION = Path(__file__).with_name("path.yaml")
 WORK = results.RESULTS / "path.work.jsonl"
-GROUP_MINUTES = 4.0
+SITTING_MINUTES = 4.0
 QUIET_CORES = 0.25
 
 
@@ -50,46 +51,53 @@ def quiet_machine(wait_minutes: float) -> float:
             told = True
 
 
-async def run_group(group: Group, config: Plan, work: WorkFile, quiet: float) -> None:
-    """Start the group's processes, measure each of its arms, append a line for each."""
+async def run_sitting(sitting: Sitting, config: Plan, work: WorkFile, quiet: float) -> None:
+    """Start the sitting's processes, measure its arms in turn, append a line for each."""
     texts = load.prompts(config.prompts_per_workload)
+    samples: dict[str, dict[int, list[load.Sample]]] = {
+        arm.name: {concurrency: [] for concurrency in config.requests} for arm in sitting.arms
+    }
     with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
-        say(f"repeat {group.repeat}: starting {group.name} for {', '.join(arm.name for arm in group.arms)}")
+        say(f"repeat {sitting.repeat}: starting {sitting.name}")
         began = time.monotonic()
-        async with systems.running(group, config, Path(name)) as system:
+        async with AsyncExitStack() as stack:
+            serving: dict[str, systems.System] = {}
+            for group, arms in sitting.groups.items():
+                folder = Path(name) / group
+                folder.mkdir()
+                system = await stack.enter_async_context(systems.prepared(arms, config, folder))
+                serving |= {arm.name: system for arm in arms}
+            await asyncio.gather(*(system.start() for system in dict.fromkeys(serving.values())))
             started = time.monotonic() - began
-            for arm in group.arms:
-                order = list(config.requests.items())
-                Random(f"{config.seed}/{group.repeat}/{arm.name}").shuffle(order)
+            for share in plan.shares(config, sitting):
 
-                async def send(generate: load.Generate, order: list[tuple[int, int]] = order) -> systems.Measured:
-                    return {
-                        concurrency: await load.closed_loop(
-                            generate,
-                            texts,
-                            concurrency=concurrency,
-                            requests=requests,
-                            warmup=config.warmup_requests,
-                            tokens=config.output_tokens,
-                        )
-                        for concurrency, requests in order
-                    }
+                async def send(generate: load.Generate, share: Share = share) -> list[load.Sample]:
+                    return await load.closed_loop(
+                        generate,
+                        texts,
+                        concurrency=share.concurrency,
+                        requests=share.requests,
+                        warmup=config.warmup_requests,
+                        tokens=config.output_tokens,
+                        first=share.first,
+                    )
 
-                measured = await system.measure(arm, send)
-                row: dict[str, Any] = {
-                    "repeat": group.repeat,
-                    "arm": arm.name,
-                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "commit": results.commit(),
-                    "start_seconds": round(started, 1),
-                    "others_cores": round(quiet, 2),
-                    "samples": {
-                        str(concurrency): [[s.key, round(s.ttft_ms, 3), round(s.tpot_ms, 4)] for s in samples]
-                        for concurrency, samples in sorted(measured.items())
-                    },
-                }
-                work.append(row)
-                say(f"repeat {group.repeat}: {arm.name}: {report.one_line(row)}")
+                samples[share.arm.name][share.concurrency] += await serving[share.arm.name].measure(share, send)
+    for arm in sitting.arms:
+        row: dict[str, Any] = {
+            "repeat": sitting.repeat,
+            "arm": arm.name,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": results.commit(),
+            "start_seconds": round(started, 1),
+            "others_cores": round(quiet, 2),
+            "samples": {
+                str(concurrency): [[s.key, round(s.ttft_ms, 3), round(s.tpot_ms, 4)] for s in found]
+                for concurrency, found in sorted(samples[arm.name].items())
+            },
+        }
+        work.append(row)
+        say(f"repeat {sitting.repeat}: {arm.name}: {report.one_line(row)}")
 
 
 def main() -> int:
@@ -112,23 +120,23 @@ def benchmark(given: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
             config = plan.shortened(config)
             work = WorkFile(Path(name) / "quick.jsonl", config.fingerprint)
-            for group in plan.schedule(config, set()):
-                uvloop.run(run_group(group, config, work, 0.0))
+            for sitting in plan.schedule(config, set()):
+                uvloop.run(run_sitting(sitting, config, work, 0.0))
             print(report.table(report.result(config, work.read())))
         return 0
     work = WorkFile(given.work, config.fingerprint)
     rows = work.read()
-    groups = plan.schedule(config, {(row["repeat"], row["arm"]) for row in rows})
+    sittings = plan.schedule(config, {(row["repeat"], row["arm"]) for row in rows})
     if given.list:
-        for group in groups:
-            print(f"repeat {group.repeat}: {group.name}: {', '.join(arm.name for arm in group.arms)}")
+        for sitting in sittings:
+            print(f"repeat {sitting.repeat}: {sitting.name}")
         return 0
-    for number, group in enumerate(groups if not given.report else ()):
+    for number, sitting in enumerate(sittings if not given.report else ()):
         minutes = (time.monotonic() - began) / 60
-        if given.slice_minutes is not None and minutes + GROUP_MINUTES > given.slice_minutes:
-            say(f"the slice is over: {len(groups) - number} of {len(groups)} starts are left; run the same again")
+        if given.slice_minutes is not None and minutes + SITTING_MINUTES > given.slice_minutes:
+            say(f"the slice is over: {len(sittings) - number} of {len(sittings)} starts are left; run the same again")
             return 3
-        uvloop.run(run_group(group, config, work, quiet_machine(given.wait_minutes)))
+        uvloop.run(run_sitting(sitting, config, work, quiet_machine(given.wait_minutes)))
     rows = work.read()
     if not rows:
         raise BenchError("nothing is measured yet; run without --report first")

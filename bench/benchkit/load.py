@@ -53,8 +53,10 @@ async def closed_loop(
     requests: int,
     warmup: int,
     tokens: int | Sequence[int],
+    first: int = 0,
 ) -> list[Sample]:
-    """Send `warmup` requests, dropped, then `requests`, kept. `tokens` may differ by request (in turn).
+    """Send `warmup` requests, dropped, then `requests`, kept, numbered from `first` on. `tokens` may differ by request
+    (in turn).
 
     Raises BenchError when one fails.
     """
@@ -66,10 +68,10 @@ async def closed_loop(
     async def client(slot: int) -> None:
         for number in numbers:
             # A measured request has the same prompt however many went before it.
-            place = number - warmup
+            place = first + number - warmup
             want = tokens if isinstance(tokens, int) else tokens[place % len(tokens)]
             sample = await answer_times(generate, slot, place, texts[place % len(texts)], want)
-            if place >= 0:
+            if number >= warmup:
                 samples.append(sample)
 
     try:

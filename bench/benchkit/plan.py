@@ -1,9 +1,11 @@
 """What to run, in which order: the configuration, its arms, and what is still missing.
 
-    repeat r:  the groups in shuffled order; a group = the arms that one set of processes can serve (StreamServe with a
-               drafter serves every depth, for depth is hot), in shuffled order too
+    repeat r:  the sittings in shuffled order; a sitting = arms whose processes are up at the same time
+    sitting:   `turns` times each concurrency, each time every arm of it with its share of the requests, all shuffled
 
-The order depends on (seed, repeat) alone, so that a run that was cut off goes on where it stopped.
+Arms that are compared sit together: a machine that is shared changes its speed by half within minutes, and what is
+measured seconds apart has met the same machine. The order depends on (seed, repeat, sitting) alone, so that a run that
+was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class Arm(_Model):
     depth: Depth
     as_shipped: bool = False
     front: Literal["Grpc", "Http"] = "Grpc"
+    # Of all repeats only the first so many: for an arm that takes long and has no bound to hold.
+    repeats: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def drafts(self) -> bool:
@@ -39,7 +43,7 @@ class Arm(_Model):
 
     @property
     def group(self) -> str:
-        """Arms of one group can share processes."""
+        """Arms of one group share processes: StreamServe with a drafter serves every depth, for depth is hot."""
         if self.system == "StreamServe":
             return "c-with-drafter" if self.drafts else "c-without-drafter"
         return self.name
@@ -61,6 +65,8 @@ class Plan(_Model):
     environment: dict[str, str]
     thread_delay_us: int
     arms: tuple[Arm, ...]
+    together: tuple[tuple[str, ...], ...] = ()
+    turns: Annotated[int, Field(ge=1, le=20)] = 1
     pairs: tuple[tuple[str, str], ...]
     target_upper_bound: float
 
@@ -78,6 +84,20 @@ class Plan(_Model):
                 raise ValueError(f"{arm.name}: only StreamServe has the policy Goodput")
             if isinstance(arm.depth, int) and arm.depth > self.max_depth:
                 raise ValueError(f"{arm.name}: depth {arm.depth} is more than max_depth {self.max_depth}")
+        systems = {arm.name: arm.system for arm in self.arms}
+        seated = [name for names in self.together for name in names]
+        for name in seated:
+            if name not in systems:
+                raise ValueError(f"`together` names {name}, which is no arm")
+            if systems[name] == "Plain":
+                raise ValueError(
+                    f"{name} has its load in its own process and takes no turns: leave it out of `together`"
+                )
+            if seated.count(name) > 1:
+                raise ValueError(f"`together` names {name} twice")
+        for concurrency, requests in self.requests.items():
+            if requests % self.turns:
+                raise ValueError(f"{requests} requests at {concurrency} at once cannot be shared by {self.turns} turns")
         return self
 
     @property
@@ -86,12 +106,31 @@ class Plan(_Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Arms of one repeat that run on one set of processes, in order."""
+class Sitting:
+    """Arms of one repeat whose processes are up at the same time."""
 
     repeat: int
-    name: str
     arms: tuple[Arm, ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(arm.name for arm in self.arms)
+
+    @property
+    def groups(self) -> dict[str, tuple[Arm, ...]]:
+        """Arms by the processes that serve them."""
+        names = dict.fromkeys(arm.group for arm in self.arms)
+        return {name: tuple(arm for arm in self.arms if arm.group == name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Requests that one arm answers in one go: `requests` of them at `concurrency`, from number `first` on."""
+
+    arm: Arm
+    concurrency: int
+    first: int
+    requests: int
 
 
 def load(path: Path) -> Plan:
@@ -106,25 +145,52 @@ def shortened(plan: Plan) -> Plan:
         update={
             "repeats": 1,
             "requests": {1: 2, 4: 4},
+            "turns": 2,
             "warmup_requests": 1,
             "output_tokens": 32,
             "arms": arms,
+            "together": (tuple(arm.name for arm in arms),),
             "pairs": tuple(pair for pair in plan.pairs if set(pair) <= {arm.name for arm in arms}),
         }
     )
 
 
-def schedule(plan: Plan, done: Collection[tuple[int, str]]) -> list[Group]:
+def schedule(plan: Plan, done: Collection[tuple[int, str]]) -> list[Sitting]:
     """What is left to do, in order; `done` holds (repeat, arm name)."""
-    groups = []
+    sittings = []
     for repeat in range(plan.repeats):
         rng = Random(f"{plan.seed}/{repeat}")
-        names = sorted({arm.group for arm in plan.arms})
-        rng.shuffle(names)
-        for name in names:
-            arms = [arm for arm in plan.arms if arm.group == name]
-            rng.shuffle(arms)
-            left = tuple(arm for arm in arms if (repeat, arm.name) not in done)
+        seats = _seats(plan)
+        rng.shuffle(seats)
+        for names in seats:
+            left = tuple(
+                arm
+                for arm in plan.arms
+                if arm.name in names and (repeat, arm.name) not in done and repeat < (arm.repeats or plan.repeats)
+            )
             if left:
-                groups.append(Group(repeat, name, left))
-    return groups
+                sittings.append(Sitting(repeat, left))
+    return sittings
+
+
+def shares(plan: Plan, sitting: Sitting) -> list[Share]:
+    """Who answers what, in order. An arm that sits alone answers all of a concurrency in one go."""
+    rng = Random(f"{plan.seed}/{sitting.repeat}/{sitting.name}")
+    turns = plan.turns if len(sitting.arms) > 1 else 1
+    found = []
+    for turn in range(turns):
+        for concurrency, requests in rng.sample(list(plan.requests.items()), len(plan.requests)):
+            part = requests // turns
+            for arm in rng.sample(sitting.arms, len(sitting.arms)):
+                found.append(Share(arm, concurrency, turn * part, part))
+    return found
+
+
+def _seats(plan: Plan) -> list[frozenset[str]]:
+    """Names that sit together; who is not named in `together` sits with the arms of its own processes."""
+    seated = {name for names in plan.together for name in names}
+    alone: dict[str, set[str]] = {}
+    for arm in plan.arms:
+        if arm.name not in seated:
+            alone.setdefault(arm.group, set()).add(arm.name)
+    return [frozenset(names) for names in plan.together] + [frozenset(names) for names in alone.values()]

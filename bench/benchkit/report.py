@@ -156,8 +156,9 @@ def page(documents: Mapping[str, Mapping[str, Any] | None]) -> str:
         "## The whole path, against vLLM's own prefill/decode",
         "One lane in every arm: (a) `AsyncLLM` in process, (b) vLLM's API server as prefill and as decode behind a "
         "minimal asyncio proxy, (c) StreamServe. The suffix is the speculation depth; `none` has no drafter. Equal "
-        "output lengths, greedy, prefix caching off, closed loop, arms shuffled, warm-up dropped. The target, for (c) "
-        "over (b) at equal depth: the upper end of the 95 % interval is at most 1.05.",
+        "output lengths, greedy, prefix caching off, closed loop, arms shuffled, warm-up dropped; arms whose ratio has "
+        "a bound take turns within seconds of each other. The target, for (c) over (b) at equal depth: the upper "
+        "end of the 95 % interval is at most 1.05.",
         _path(documents.get("path")),
         "## The router's CPU per streamed message",
         _router_cpu(documents.get(ROUTER_CPU)),

@@ -1,7 +1,8 @@
 """The systems under test, each started whole and ended without a trace: (a) Plain, (b) VllmPair, (c) StreamServe.
 
-    async with running(group, plan, directory) as system:
-        await system.measure(arm, run)          # run(generate) sends the load
+    async with prepared(arms, plan, directory) as system:
+        await system.start()
+        await system.measure(share, send)       # send(generate) sends the load
 
 Every engine gets the same arguments and the same environment; what differs is only what the arm is about.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -27,7 +28,7 @@ import psutil
 from benchkit.clients import GrpcClient, HttpClient
 from benchkit.fleet import ENGINE_START_SECONDS, Fleet, Process, engine_arguments
 from benchkit.load import Generate, Sample
-from benchkit.plan import Arm, Group, Plan
+from benchkit.plan import Arm, Plan, Share
 from benchkit.results import ROOT, BenchError, say
 from streamserve.contract.runtime_config import DepthPolicyName, SpeculationConfig
 from streamserve.runtime import ports
@@ -36,33 +37,32 @@ HERE: Final = Path(__file__).parent
 MODEL: Final = "tiny"
 PLAIN_SECONDS: Final = 900.0
 
-# {concurrency: samples}
-Measured = dict[int, list[Sample]]
-Run = Callable[[Generate], Awaitable[Measured]]
+# Sends one share's load.
+Send = Callable[[Generate], Awaitable[list[Sample]]]
 
 
 class System(Protocol):
-    async def measure(self, arm: Arm, run: Run) -> Measured: ...
+    async def start(self) -> None: ...
+
+    async def measure(self, share: Share, send: Send) -> list[Sample]: ...
 
 
 @asynccontextmanager
-async def running(group: Group, plan: Plan, directory: Path) -> AsyncIterator[System]:
-    """The processes of a group, loaded; all of them end at the end."""
-    arm = group.arms[0]
+async def prepared(arms: Sequence[Arm], plan: Plan, directory: Path) -> AsyncIterator[System]:
+    """What serves these arms of one group, to be started; all of its processes end at the end."""
+    arm = arms[0]
     match arm.system:
         case "Plain":
             yield PlainEngine(plan, directory)
         case "VllmPair":
             pair = VllmPair(arm, plan, directory)
             try:
-                await pair.start()
                 yield pair
             finally:
                 pair.stop()
         case "StreamServe":
             served = StreamServe(arm.drafts, plan, directory)
             try:
-                await asyncio.to_thread(served.fleet.start)
                 yield served
             finally:
                 await asyncio.to_thread(served.fleet.stop)
@@ -92,9 +92,18 @@ class PlainEngine:
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan = plan
         self._directory = directory
+        self._found: dict[int, list[Sample]] = {}
 
-    async def measure(self, arm: Arm, run: Run) -> Measured:
-        """The load runs in the engine's own process, so `run` is not used: the same loop runs there."""
+    async def start(self) -> None:
+        pass
+
+    async def measure(self, share: Share, send: Send) -> list[Sample]:
+        """The load runs in the engine's own process, whole at the first call: `send` is not used."""
+        if not self._found:
+            self._found = await self._measure(share.arm)
+        return self._found[share.concurrency]
+
+    async def _measure(self, arm: Arm) -> dict[int, list[Sample]]:
         plan, out = self._plan, self._directory / f"{arm.name}.json"
         task = {
             "model": str(ROOT / plan.model),
@@ -146,10 +155,10 @@ class VllmPair:
         for process in reversed(self._processes):
             end_tree(process)
 
-    async def measure(self, arm: Arm, run: Run) -> Measured:
+    async def measure(self, share: Share, send: Send) -> list[Sample]:
         client = HttpClient(self._address, MODEL)
         try:
-            return await run(client.generate)
+            return await send(client.generate)
         finally:
             await client.close()
 
@@ -207,12 +216,16 @@ class StreamServe:
             policy=DepthPolicyName.FIXED, min_depth=0, max_depth=self._plan.max_depth, fixed_depth=depth
         )
 
-    async def measure(self, arm: Arm, run: Run) -> Measured:
+    async def start(self) -> None:
+        await asyncio.to_thread(self.fleet.start)
+
+    async def measure(self, share: Share, send: Send) -> list[Sample]:
+        arm = share.arm
         if self._drafts:
             await asyncio.to_thread(self.fleet.speculate, **self._speculation(arm.depth).model_dump())
         client = GrpcClient(self.fleet.grpc) if arm.front == "Grpc" else HttpClient(self.fleet.http, MODEL)
         try:
-            return await run(client.generate)
+            return await send(client.generate)
         finally:
             await client.close()
 

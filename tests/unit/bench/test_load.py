@@ -45,6 +45,15 @@ async def test_a_measured_request_has_the_same_prompt_whatever_the_warm_up() -> 
     assert sorted(second.asked[5:]) == sorted(first.asked)
 
 
+async def test_a_later_share_has_its_own_numbers_and_prompts() -> None:
+    server = Server()
+    samples = await load.closed_loop(
+        server.generate, ["a", "b", "c", "d"], concurrency=1, requests=2, warmup=1, tokens=10, first=2
+    )
+    assert [sample.key for sample in samples] == [2, 3]
+    assert [prompt for prompt, _ in server.asked] == ["b", "c", "d"]
+
+
 async def test_as_many_run_at_once_as_asked_for_and_never_more() -> None:
     server = Server()
     await send(server)

@@ -16,33 +16,61 @@ def _config() -> plan.Plan:
     return plan.load(CONFIGURATION)
 
 
-def test_every_arm_runs_once_in_every_repeat(config: plan.Plan) -> None:
-    runs = Counter((group.repeat, arm.name) for group in plan.schedule(config, set()) for arm in group.arms)
-    assert runs == {(repeat, arm.name): 1 for repeat in range(config.repeats) for arm in config.arms}
+def runs(sittings: list[plan.Sitting]) -> list[tuple[int, str]]:
+    return [(sitting.repeat, arm.name) for sitting in sittings for arm in sitting.arms]
+
+
+def wanted(config: plan.Plan) -> set[tuple[int, str]]:
+    return {(repeat, arm.name) for arm in config.arms for repeat in range(arm.repeats or config.repeats)}
+
+
+def test_every_arm_runs_once_in_every_repeat_that_it_is_meant_for(config: plan.Plan) -> None:
+    assert Counter(runs(plan.schedule(config, set()))) == dict.fromkeys(wanted(config), 1)
 
 
 def test_the_order_differs_between_repeats_and_is_the_same_each_time(config: plan.Plan) -> None:
-    groups = plan.schedule(config, set())
-    assert groups == plan.schedule(config, set())
-    orders = {tuple(g.name for g in groups if g.repeat == repeat) for repeat in range(config.repeats)}
+    sittings = plan.schedule(config, set())
+    assert sittings == plan.schedule(config, set())
+    orders = {tuple(s.name for s in sittings if s.repeat == repeat) for repeat in range(config.repeats)}
     assert len(orders) == config.repeats
 
 
 def test_what_is_done_is_left_out_and_the_rest_keeps_its_order(config: plan.Plan) -> None:
-    whole = [(g.repeat, arm.name) for g in plan.schedule(config, set()) for arm in g.arms]
+    whole = runs(plan.schedule(config, set()))
     done = set(whole[::3])
-    left = [(g.repeat, arm.name) for g in plan.schedule(config, done) for arm in g.arms]
-    assert left == [run for run in whole if run not in done]
+    assert runs(plan.schedule(config, done)) == [run for run in whole if run not in done]
 
 
 def test_nothing_is_left_when_all_is_done(config: plan.Plan) -> None:
-    done = {(repeat, arm.name) for repeat in range(config.repeats) for arm in config.arms}
-    assert plan.schedule(config, done) == []
+    assert plan.schedule(config, wanted(config)) == []
 
 
-def test_streamserve_with_a_drafter_serves_all_its_depths_with_one_start(config: plan.Plan) -> None:
-    groups = [g for g in plan.schedule(config, set()) if g.repeat == 0 and g.name == "c-with-drafter"]
-    assert [sorted(arm.name for arm in g.arms) for g in groups] == [["c-1", "c-3", "c-3-http", "c-6", "c-goodput"]]
+def test_arms_whose_ratio_has_a_bound_sit_together_and_share_what_they_can(config: plan.Plan) -> None:
+    sittings = [sitting for sitting in plan.schedule(config, set()) if sitting.repeat == 0]
+    for ours, theirs in [("c-none", "b-none"), ("c-1", "b-1"), ("c-3", "b-3"), ("c-6", "b-6")]:
+        (sitting,) = [s for s in sittings if ours in s.name.split(", ")]
+        assert theirs in sitting.name.split(", ")
+    (three,) = [s for s in sittings if "c-goodput" in s.name]
+    assert {name: [arm.name for arm in arms] for name, arms in three.groups.items()} == {
+        "b-3": ["b-3"],
+        "c-with-drafter": ["c-3", "c-3-http", "c-goodput"],
+    }
+
+
+def test_in_every_turn_every_arm_answers_its_share_at_each_concurrency(config: plan.Plan) -> None:
+    for sitting in plan.schedule(config, set()):
+        shares = plan.shares(config, sitting)
+        assert shares == plan.shares(config, sitting)
+        turns = config.turns if len(sitting.arms) > 1 else 1
+        for arm in sitting.arms:
+            for concurrency, requests in config.requests.items():
+                mine = [s for s in shares if (s.arm, s.concurrency) == (arm, concurrency)]
+                assert [s.first for s in mine] == [turn * requests // turns for turn in range(turns)]
+                assert sum(s.requests for s in mine) == requests
+        # What is compared is measured right after each other.
+        together = [shares[at : at + len(sitting.arms)] for at in range(0, len(shares), len(sitting.arms))]
+        assert all(len({(s.concurrency, s.first) for s in block}) == 1 for block in together)
+        assert all({s.arm for s in block} == set(sitting.arms) for block in together)
 
 
 def test_the_committed_configuration_keeps_the_rules_of_a_fair_comparison(config: plan.Plan) -> None:
@@ -57,7 +85,7 @@ def test_the_committed_configuration_keeps_the_rules_of_a_fair_comparison(config
 
 def test_the_quick_form_is_small_and_of_another_fingerprint(config: plan.Plan) -> None:
     quick = plan.shortened(config)
-    assert len(plan.schedule(quick, set())) == 2
+    assert [sitting.name for sitting in plan.schedule(quick, set())] == ["b-3, c-3"]
     assert quick.fingerprint != config.fingerprint
 
 
@@ -75,6 +103,10 @@ BAD = {
     "Goodput on vLLM itself": Bad(
         {"arms": [{"name": "x", "system": "VllmPair", "depth": "Goodput"}], "pairs": []}, "only StreamServe"
     ),
+    "a place for an arm that is not there": Bad({"together": [["c-3", "d-3"]]}, "d-3"),
+    "two places for one arm": Bad({"together": [["c-3", "b-3"], ["c-3"]]}, "c-3 twice"),
+    "turns of an arm that takes none": Bad({"together": [["c-none", "a-none"]]}, "a-none has its load"),
+    "requests that the turns cannot share": Bad({"requests": {1: 3}}, "3 requests at 1 at once"),
     "a depth that the engines are not built for": Bad(
         {"arms": [{"name": "x", "system": "VllmPair", "depth": 9}], "pairs": []}, "max_depth 6"
     ),
