@@ -57,6 +57,7 @@ async def run_sitting(sitting: Sitting, config: Plan, work: WorkFile, quiet: flo
     samples: dict[str, dict[int, list[load.Sample]]] = {
         arm.name: {concurrency: [] for concurrency in config.requests} for arm in sitting.arms
     }
+    failed = ""
     with tempfile.TemporaryDirectory(prefix="streamserve-bench-") as name:
         say(f"repeat {sitting.repeat}: starting {sitting.name}")
         began = time.monotonic()
@@ -82,7 +83,14 @@ async def run_sitting(sitting: Sitting, config: Plan, work: WorkFile, quiet: flo
                         first=share.first,
                     )
 
-                samples[share.arm.name][share.concurrency] += await serving[share.arm.name].measure(share, send)
+                try:
+                    samples[share.arm.name][share.concurrency] += await serving[share.arm.name].measure(share, send)
+                except BenchError as error:
+                    if not share.arm.as_shipped:
+                        raise
+                    # That vLLM as it is shipped cannot be measured here is a result, no reason to measure nothing.
+                    failed = f"{share.concurrency} at once: {error}"
+                    break
     for arm in sitting.arms:
         row: dict[str, Any] = {
             "repeat": sitting.repeat,
@@ -91,9 +99,11 @@ async def run_sitting(sitting: Sitting, config: Plan, work: WorkFile, quiet: flo
             "commit": results.commit(),
             "start_seconds": round(started, 1),
             "others_cores": round(quiet, 2),
+            "failed": failed,
             "samples": {
                 str(concurrency): [[s.key, round(s.ttft_ms, 3), round(s.tpot_ms, 4)] for s in found]
                 for concurrency, found in sorted(samples[arm.name].items())
+                if not failed
             },
         }
         work.append(row)

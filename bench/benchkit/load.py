@@ -79,8 +79,9 @@ async def closed_loop(
             for slot in range(min(concurrency, total)):
                 group.create_task(client(slot))
     except* (BenchError, OSError, TimeoutError) as failed:
-        first = failed.exceptions[0]
-        problem = BenchError(f"a request failed: {first or type(first).__name__}")
+        error = failed.exceptions[0]
+        said = f"nothing within {REQUEST_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error)
+        problem = BenchError(f"a request failed: {said or type(error).__name__}")
     if problem is not None:
         raise problem
     return sorted(samples, key=lambda sample: sample.key)

@@ -21,6 +21,8 @@ NOT_MEASURED: Final = "Not measured yet."
 
 def one_line(row: Mapping[str, Any]) -> str:
     """Medians of one arm-run, for the progress."""
+    if row.get("failed"):
+        return f"given up; {row['failed']}"
     parts = []
     for concurrency, samples in row["samples"].items():
         ttft, tpot = (stats.summarize([s[column] for s in samples]).median for column in METRICS.values())
@@ -73,6 +75,7 @@ def result(plan: Plan, rows: Sequence[Mapping[str, Any]], resamples: int = stats
         "configuration": plan.model_dump(mode="json"),
         "fingerprint": plan.fingerprint,
         "repeats": {arm: len(_of(rows, arm)) for arm in arms},
+        "failed": [{key: row[key] for key in ("arm", "repeat", "failed")} for row in rows if row.get("failed")],
         "arms": arms,
         "ratios": ratios,
         "runs": [{key: value for key, value in row.items() if key != "fingerprint"} for row in rows],
@@ -88,7 +91,7 @@ def _has_target(plan: Plan, ours: str, theirs: str) -> bool:
 
 
 def _of(rows: Iterable[Mapping[str, Any]], arm: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["arm"] == arm]
+    return [row for row in rows if row["arm"] == arm and not row.get("failed")]
 
 
 def _keyed(rows: Iterable[Mapping[str, Any]], arm: str, concurrency: str, column: int) -> dict[int, dict[Any, float]]:
@@ -194,7 +197,11 @@ def _path(document: Mapping[str, Any] | None) -> str:
         return NOT_MEASURED
     repeats = sorted(set(document["repeats"].values()))
     said = " to ".join(str(count) for count in {repeats[0]: 0, repeats[-1]: 0})
-    return f"{origin(document)} {said} repeats of every arm.\n\n{table(document)}"
+    lost = "".join(
+        f" {row['arm']}, repeat {row['repeat'] + 1}, did not end ({row['failed']})."
+        for row in document.get("failed", ())
+    )
+    return f"{origin(document)} {said} repeats of every arm.{lost}\n\n{table(document)}"
 
 
 def _router_cpu(document: Mapping[str, Any] | None) -> str:
