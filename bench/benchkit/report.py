@@ -198,7 +198,7 @@ def _path(document: Mapping[str, Any] | None) -> str:
     repeats = sorted(set(document["repeats"].values()))
     said = " to ".join(str(count) for count in {repeats[0]: 0, repeats[-1]: 0})
     lost = "".join(
-        f" {row['arm']}, repeat {row['repeat'] + 1}, did not end ({row['failed']})."
+        f" {row['arm']}, repeat {row['repeat'] + 1}, did not end ({' '.join(row['failed'].split())})."
         for row in document.get("failed", ())
     )
     return f"{origin(document)} {said} repeats of every arm.{lost}\n\n{table(document)}"
