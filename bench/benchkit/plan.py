@@ -3,7 +3,7 @@
     repeat r:  the sittings in shuffled order; a sitting = arms whose processes are up at the same time
     sitting:   `turns` times each concurrency, each time every arm of it with its share of the requests, all shuffled
 
-Arms that are compared sit together: a machine that is shared changes its speed by half within minutes, and what is
+Arms that are compared sit together: a machine that is shared changes its speed within minutes, and what is
 measured seconds apart has met the same machine. The order depends on (seed, repeat, sitting) alone, so that a run that
 was cut off goes on where it stopped.
 """
