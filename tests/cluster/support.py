@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +144,32 @@ class Cluster:
         return [json.loads(line) for line in text.splitlines()]
 
     @contextmanager
+    def load(self) -> Iterator[None]:
+        """Requests over as many connections at once as _LOAD says, from the client's pod, while the block lasts."""
+        own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
+        target = f"{PAIR}-router.{NAMESPACE}.svc:50051"
+        command = [*own, "exec", "--stdin", CLIENT, "--", "python3", "-c", _LOAD, target, TLS, str(TRAFFIC_SECONDS)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline().strip() == "begun"
+            yield
+            said, _ = child.communicate(timeout=60)
+        counted = json.loads(said.splitlines()[-1])
+        assert counted["failed"] == [], counted
+        assert counted["answered"] > 0
+
+    @contextmanager
+    def silent_kubelet(self, node: str) -> Iterator[None]:
+        """The kubelet of a node stands still: its containers run on, and nobody says so."""
+        pid = int((self.kubeconfig.parent / node / "kubelet-server.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
     def traffic(self) -> Iterator[Traffic]:
         """A client that sends one request after another for as long as the block lasts, from its pod."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
@@ -185,6 +213,43 @@ while [ ! -e {stop} ] && [ "$(date +%s)" -lt "$end" ]; do
 done
 [ -e {stop} ] || echo "the time for traffic is over"
 rm -f {stop}
+"""
+
+
+# A handful of users who read their answer before they ask again, until standard input ends.
+_LOAD = """
+import json, sys, threading, time
+import grpc
+from streamserve.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+
+target, tls, seconds = sys.argv[1:]
+ca, key, certificate = (open(f"{tls}/{name}", "rb").read() for name in ("ca.crt", "tls.key", "tls.crt"))
+credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+over, answered, failed = threading.Event(), [], []
+
+def user(number):
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.secure_channel(target, credentials, options) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        while not over.wait(0.5):
+            sampling = common_pb2.SamplingParams(max_tokens=64, ignore_eos=True)
+            prompt = common_pb2.Prompt(text=f"User {number} asks for the {len(answered)}th time about tides.")
+            try:
+                for chunk in stub.Generate(inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling), timeout=60):
+                    pass
+                answered.append(number)
+            except grpc.RpcError as error:
+                failed.append(f"{error.code()}: {error.details()}")
+
+users = [threading.Thread(target=user, args=(number,)) for number in range(6)]
+[each.start() for each in users]
+print("begun", flush=True)
+ended = threading.Timer(float(seconds), lambda: (failed.append("the time for load is over"), over.set()))
+ended.daemon = True
+ended.start()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+[each.join() for each in users]
+print(json.dumps({"answered": len(answered), "failed": failed[:10]}), flush=True)
 """
 
 

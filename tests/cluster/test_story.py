@@ -37,6 +37,10 @@ HOT_SECONDS = 2.0
 # A kubelet looks at a mounted ConfigMap about once a minute, each at a time of its own.
 CONFIGMAP_SECONDS = 150
 FILLED_SECONDS = 5.0
+# Evidence comes by the minute: looks at 60 s each, of which the first that can bound anything is the third or fourth.
+VERDICT_SECONDS = 620
+# A node counts as silent 50 s after its kubelet's last word.
+SILENCE_SECONDS = 100
 AUTOSCALED_SECONDS = 90
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
@@ -178,31 +182,75 @@ def test_the_depths_that_are_scheduled_follow(cluster: Cluster, bound: int) -> N
 
 
 def test_a_canary_lane_alone_obeys_a_new_setting_and_the_kill_switch_passes_it_by(cluster: Cluster) -> None:
-    def depths_by_lane() -> dict[str, set[int]]:
-        found: dict[str, set[int]] = {}
-        with ThreadPoolExecutor(8) as many:
-            prompts = [f"Canary number {number}" for number in range(8)]
-            answers = list(
-                many.map(lambda prompt: cluster.generate(prompt, "--max-tokens=64", "--ignore-eos"), prompts)
-            )
-        for chunks in answers:
-            found.setdefault(chunks[-1]["route"]["lane"], set()).update(chunks[-1]["usage"]["depths_seen"])
-        return found
-
     cluster.edit({"speculation": {"depth": {"min": 4, "max": 4}}})
     cluster.until("ConfigApplied", "True", 10)
     rollout = {"canaryLanes": 1, "holdSeconds": 600}
     cluster.edit({"speculation": {"depth": {"min": 2, "max": 2}, "rollout": rollout}})
     cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
-    cluster.wait(lambda: depths_by_lane() == {"lane-0": {2}, "lane-1": {4}}, 30, "one lane tries depth 2")
+    cluster.wait(lambda: _depths_by_lane(cluster) == {"lane-0": {2}, "lane-1": {4}}, 30, "one lane tries depth 2")
     cluster.edit({"speculation": {"policy": "Off"}})
     began = time.monotonic()
     cluster.kubectl("wait", "--for=condition=ConfigApplied", f"streampair/{PAIR}", "--timeout=10s")
     took = time.monotonic() - began
     assert took <= HOT_SECONDS, f"the kill switch took {took:.2f} s"
-    assert set().union(*depths_by_lane().values()) <= {0}
+    assert set().union(*_depths_by_lane(cluster).values()) <= {0}
     cluster.edit({"speculation": {"policy": "Goodput", "depth": {"min": 1, "max": 6}, "rollout": {"canaryLanes": 0}}})
     cluster.until("ConfigApplied", "True", 10)
+
+
+def test_a_canary_that_is_worse_comes_back_and_one_that_is_better_goes_to_all_lanes(cluster: Cluster) -> None:
+    """Judged by what the routers recorded of real requests. In turns, for FlowGuard would spare the slower lane."""
+    at_once, tried = {"canaryLanes": 0}, {"canaryLanes": 1, "holdSeconds": 60, "minRequests": 60}
+    deep, none = {"min": 4, "max": 4}, {"min": 0, "max": 0}
+    cluster.edit({"routing": {"policy": "RoundRobin"}, "speculation": {"depth": deep, "rollout": at_once}})
+    cluster.until("ConfigApplied", "True", 10)
+    with cluster.load():
+        cluster.edit({"speculation": {"depth": none, "rollout": tried}})
+        cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
+        cluster.until("ConfigApplied", "False", VERDICT_SECONDS, "CanaryWorse")
+        cluster.wait(lambda: _depths_by_lane(cluster) == {"lane-0": {4}, "lane-1": {4}}, 30, "both lanes as before")
+        cluster.edit({"speculation": {"rollout": at_once}})
+        cluster.until("ConfigApplied", "True", 10)
+        cluster.edit({"speculation": {"depth": deep, "rollout": tried}})
+        cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
+        cluster.until("ConfigApplied", "True", VERDICT_SECONDS)
+        cluster.wait(lambda: _depths_by_lane(cluster) == {"lane-0": {4}, "lane-1": {4}}, 30, "both lanes as the canary")
+    cluster.edit(
+        {"routing": {"policy": "FlowGuard"}, "speculation": {"depth": {"min": 1, "max": 6}, "rollout": at_once}}
+    )
+    cluster.until("ConfigApplied", "True", 10)
+
+
+def _depths_by_lane(cluster: Cluster) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    with ThreadPoolExecutor(8) as many:
+        prompts = [f"Canary number {number}" for number in range(8)]
+        answers = list(many.map(lambda prompt: cluster.generate(prompt, "--max-tokens=64", "--ignore-eos"), prompts))
+    for chunks in answers:
+        found.setdefault(chunks[-1]["route"]["lane"], set()).update(chunks[-1]["usage"]["depths_seen"])
+    return found
+
+
+def test_a_kubelet_that_falls_silent_costs_no_request_and_no_pod(cluster: Cluster) -> None:
+    before, there = cluster.makes(), "n2"
+    on_it = {pod["metadata"]["name"] for pod in cluster.pods() if pod["spec"]["nodeName"] == there}
+    assert on_it & _workers(before).keys(), "no worker is on that node"
+    with cluster.traffic() as traffic:
+        with cluster.silent_kubelet(there):
+            cluster.wait(lambda: _node_ready(cluster, there) == "Unknown", SILENCE_SECONDS, f"{there} counts as silent")
+            said = cluster.until("Ready", "False", 10)
+            assert there in said["message"], said
+            assert cluster.condition("Available")["status"] == "True"
+            time.sleep(10)
+        cluster.until("Ready", "True", 60)
+    assert traffic.failed == []
+    assert traffic.answered > 0
+    assert cluster.makes() == before
+
+
+def _node_ready(cluster: Cluster, node: str) -> str:
+    status: str = _condition(cluster.get("node", node), "Ready").get("status", "")
+    return status
 
 
 def test_without_redis_an_edit_arrives_by_the_configmap_and_an_empty_redis_is_filled(cluster: Cluster) -> None:

@@ -92,8 +92,16 @@ class Facts:
 
     @property
     def ready_lanes(self) -> int:
-        """Lanes of any revision that take traffic, as their pods say: a pod of each role is ready."""
-        roles = [{pod.lane for pod in self.observed.pods if pod.serves and pod.slot.role == r} for r in naming.ROLES]
+        """Lanes of any revision of which a pod of each role is ready, as its kubelet says."""
+        return self._lanes_with(lambda pod: pod.serves)
+
+    @property
+    def serving_lanes(self) -> int:
+        """Those that routers send to, also while a kubelet is silent."""
+        return self._lanes_with(lambda pod: pod.takes_requests)
+
+    def _lanes_with(self, counts: Callable[[Pod], bool]) -> int:
+        roles = [{pod.lane for pod in self.observed.pods if counts(pod) and pod.slot.role == r} for r in naming.ROLES]
         return len(set.intersection(*roles))
 
     @property
@@ -181,8 +189,8 @@ def _stored(old: Mapping[str, Any]) -> Condition:
 
 def _available(facts: Facts) -> Condition:
     wanted = facts.desired.wanted.lanes
-    message = f"{facts.ready_lanes} of {wanted} lanes take traffic"
-    if facts.ready_lanes:
+    message = f"{facts.serving_lanes} of {wanted} lanes take traffic"
+    if facts.serving_lanes:
         return Condition("Available", "True", "LanesReady", message)
     return Condition("Available", "False", "ScaledToZero" if wanted == 0 else "NoLaneReady", message)
 
@@ -221,7 +229,7 @@ def _progressing(facts: Facts) -> Condition:
     if outdated:
         message = f"{outdated} of {len(now.lanes)} lanes are of another revision"
         return Condition("Progressing", "True", "RolloutUnderWay", message)
-    return Condition("Progressing", "True", "LanesStarting", f"{facts.ready_lanes} lanes take traffic")
+    return Condition("Progressing", "True", "LanesStarting", f"{facts.serving_lanes} lanes take traffic")
 
 
 def _role(facts: Facts, role: str) -> Condition:
@@ -271,6 +279,11 @@ def _degraded(facts: Facts) -> Condition:
     for pod in facts.observed.pods:
         if (left := _overdue_in_seconds(pod, facts.now)) is not None and left <= 0.0:
             return Condition("Degraded", "True", "PodNotGone", _not_gone(pod))
+    unheard = [pod for pod in staying if pod.node_is_silent]
+    if unheard:
+        nodes = ", ".join(sorted({pod.node or "(none)" for pod in unheard}))
+        message = f"node {nodes} does not report; pod {unheard[0].name} takes requests all the same"
+        return Condition("Degraded", "True", "NodeSilent", message)
     waiting = [pod for pod in staying if pod.container_ready and not pod.ready]
     if facts.observed.redis_away and waiting:
         message = f"pod {waiting[0].name} runs, and no router's word on its lane arrives: Redis does not answer"

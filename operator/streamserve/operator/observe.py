@@ -64,6 +64,7 @@ class Pod:
     container_ready: bool = False
     ready: bool = False
     gate: bool | None = None
+    gate_since_seconds: float = 0.0
     restarts: int = 0
     stuck: str = ""
     unschedulable: str = ""
@@ -84,6 +85,13 @@ class Pod:
         """Routers send to it, whether or not its kubelet has said Ready yet, or still. One whose container is not up
         takes none: its gate is open because nobody could close it."""
         return (self.ready or (bool(self.gate) and self.container_ready)) and not self.leaving
+
+    @property
+    def node_is_silent(self) -> bool:
+        """It was called unready after its gate had opened, and container and gate are as they were: that is what the
+        cluster does to the pods of a node that it does not hear from. A kubelet would have said why."""
+        turned = 0.0 < self.gate_since_seconds < self.unready_since_seconds
+        return turned and self.takes_requests and not self.ready
 
     @property
     def serves(self) -> bool:
@@ -258,6 +266,7 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         container_ready=bool(container.get("ready")),
         ready=ready.get("status") == "True",
         gate=None if gate is None else gate["status"] == "True",
+        gate_since_seconds=seconds_of((gate or {}).get("lastTransitionTime")),
         restarts=int(container.get("restartCount", 0)),
         stuck=_stuck(container),
         unschedulable=str(scheduled.get("message", "")) if scheduled.get("status") == "False" else "",

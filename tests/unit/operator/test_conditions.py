@@ -133,6 +133,36 @@ CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]]
             "Ready": ("False", "PodNotGone", "-decode-0-0-"),
         },
     ),
+    "the cluster does not hear from a node whose worker routers send to": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate_since_seconds=60.0, unready_since_seconds=90.0, node="node-b")),
+        {
+            "Degraded": ("True", "NodeSilent", "node node-b does not report; pod tiny-decode-0-0-"),
+            "Ready": ("False", "NodeSilent", "1 of 2 decode pods"),
+            "Available": ("True", "LanesReady", "2 of 2 lanes take traffic"),
+        },
+    ),
+    "a kubelet has not yet said what follows from a gate that just opened": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate_since_seconds=90.0, unready_since_seconds=60.0)),
+        {
+            "Degraded": ("False", "AsExpected", ""),
+            "Ready": ("False", "LanesNotReady", "1 of 2 decode pods"),
+            "Available": ("True", "LanesReady", "2 of 2 lanes take traffic"),
+        },
+    ),
+    "a silent node's worker is fenced by the routers": (
+        {},
+        pods(
+            lambda pod: replace(
+                pod, ready=False, gate=False, gate_since_seconds=95.0, unready_since_seconds=90.0, node="node-b"
+            )
+        ),
+        {
+            "Degraded": ("False", "AsExpected", ""),
+            "Available": ("True", "LanesReady", "1 of 2 lanes take traffic"),
+        },
+    ),
     "a pod is held by somebody's finalizer": (
         {},
         pods(lambda pod: replace(pod, ready=False, deletion_seconds=LONG_AGO, live=_held(pod, "acme.io/keep"))),
