@@ -197,7 +197,8 @@ def _pod_spec(spec: Manifest) -> Manifest:
         {key: container[key] for key in ("name", "image", "args") if key in container}
         for container in spec.get("containers", ())[:1]
     ]
-    return {"terminationGracePeriodSeconds": spec.get("terminationGracePeriodSeconds", 30), "containers": containers}
+    made = {"terminationGracePeriodSeconds": spec.get("terminationGracePeriodSeconds", 30), "containers": containers}
+    return made | ({"nodeName": spec["nodeName"]} if "nodeName" in spec else {})
 
 
 def _pod_status(status: Manifest) -> Manifest:

@@ -60,6 +60,7 @@ def test_only_what_decisions_read_is_kept_and_only_a_change_of_that_is_news() ->
     assert kept["spec"] == {
         "containers": [{"name": "worker", "image": "i", "args": ["--x"]}],
         "terminationGracePeriodSeconds": 30,
+        "nodeName": "n1",
     }
     assert store.put(pod(version=2, qosClass="Guaranteed")) is None
     assert store.put(pod(version=3, phase="Running")) == Change(KEY)
