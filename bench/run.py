@@ -78,7 +78,7 @@ async def run_sitting(sitting: Sitting, config: Plan, work: WorkFile, quiet: flo
                         texts,
                         concurrency=share.concurrency,
                         requests=share.requests,
-                        warmup=config.warmup_requests,
+                        warmup=share.warmup,
                         tokens=config.output_tokens,
                         first=share.first,
                     )

@@ -1,11 +1,12 @@
 """What to run, in which order: the configuration, its arms, and what is still missing.
 
     repeat r:  the sittings in shuffled order; a sitting = arms whose processes are up at the same time
-    sitting:   `turns` times each concurrency, each time every arm of it with its share of the requests, all shuffled
+    sitting:   each concurrency as often as `turns` says, each time every arm of it with its share of the requests, all
+               shuffled
 
-Arms that are compared sit together: a machine that is shared changes its speed within minutes, and what is
-measured seconds apart has met the same machine. The order depends on (seed, repeat, sitting) alone, so that a run that
-was cut off goes on where it stopped.
+Arms that are compared sit together: a machine that is shared changes its speed within minutes and within seconds, and
+what is measured right after each other has met the same machine. So the shares are small. The order depends on (seed,
+repeat, sitting) alone, so that a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Plan(_Model):
     thread_delay_us: int
     arms: tuple[Arm, ...]
     together: tuple[tuple[str, ...], ...] = ()
-    turns: Annotated[int, Field(ge=1, le=20)] = 1
+    turns: dict[int, Annotated[int, Field(ge=1, le=20)]] = {}
     pairs: tuple[tuple[str, str], ...]
     target_upper_bound: float
 
@@ -96,8 +97,12 @@ class Plan(_Model):
             if seated.count(name) > 1:
                 raise ValueError(f"`together` names {name} twice")
         for concurrency, requests in self.requests.items():
-            if requests % self.turns:
-                raise ValueError(f"{requests} requests at {concurrency} at once cannot be shared by {self.turns} turns")
+            turns = self.turns.get(concurrency, 1)
+            if requests % turns:
+                raise ValueError(f"{requests} requests at {concurrency} at once cannot be shared by {turns} turns")
+        for concurrency in self.turns:
+            if concurrency not in self.requests:
+                raise ValueError(f"`turns` names {concurrency} at once, which `requests` does not")
         return self
 
     @property
@@ -125,12 +130,14 @@ class Sitting:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Requests that one arm answers in one go: `requests` of them at `concurrency`, from number `first` on."""
+    """Requests that one arm answers in one go: `requests` of them at `concurrency`, from number `first` on, after
+    `warmup` that are dropped."""
 
     arm: Arm
     concurrency: int
     first: int
     requests: int
+    warmup: int
 
 
 def load(path: Path) -> Plan:
@@ -145,7 +152,7 @@ def shortened(plan: Plan) -> Plan:
         update={
             "repeats": 1,
             "requests": {1: 2, 4: 4},
-            "turns": 2,
+            "turns": {1: 2, 4: 2},
             "warmup_requests": 1,
             "output_tokens": 32,
             "arms": arms,
@@ -174,15 +181,21 @@ def schedule(plan: Plan, done: Collection[tuple[int, str]]) -> list[Sitting]:
 
 
 def shares(plan: Plan, sitting: Sitting) -> list[Share]:
-    """Who answers what, in order. An arm that sits alone answers all of a concurrency in one go."""
+    """Who answers what, in order. An arm that sits alone answers all of a concurrency in one go. Engines that are new
+    are warmed up in full, later as many requests are dropped as are sent at once, if that is less."""
     rng = Random(f"{plan.seed}/{sitting.repeat}/{sitting.name}")
-    turns = plan.turns if len(sitting.arms) > 1 else 1
+    turns = {
+        concurrency: plan.turns.get(concurrency, 1) if len(sitting.arms) > 1 else 1 for concurrency in plan.requests
+    }
     found = []
-    for turn in range(turns):
+    for turn in range(max(turns.values())):
         for concurrency, requests in rng.sample(list(plan.requests.items()), len(plan.requests)):
-            part = requests // turns
+            if turn >= turns[concurrency]:
+                continue
+            part = requests // turns[concurrency]
+            warmup = plan.warmup_requests if turn == 0 else min(plan.warmup_requests, concurrency)
             for arm in rng.sample(sitting.arms, len(sitting.arms)):
-                found.append(Share(arm, concurrency, turn * part, part))
+                found.append(Share(arm, concurrency, turn * part, part, warmup))
     return found
 
 

@@ -61,12 +61,14 @@ def test_in_every_turn_every_arm_answers_its_share_at_each_concurrency(config: p
     for sitting in plan.schedule(config, set()):
         shares = plan.shares(config, sitting)
         assert shares == plan.shares(config, sitting)
-        turns = config.turns if len(sitting.arms) > 1 else 1
         for arm in sitting.arms:
             for concurrency, requests in config.requests.items():
+                turns = config.turns[concurrency] if len(sitting.arms) > 1 else 1
                 mine = [s for s in shares if (s.arm, s.concurrency) == (arm, concurrency)]
                 assert [s.first for s in mine] == [turn * requests // turns for turn in range(turns)]
                 assert sum(s.requests for s in mine) == requests
+                assert mine[0].warmup == config.warmup_requests
+                assert all(s.warmup == min(config.warmup_requests, concurrency) for s in mine[1:])
         # What is compared is measured right after each other.
         together = [shares[at : at + len(sitting.arms)] for at in range(0, len(shares), len(sitting.arms))]
         assert all(len({(s.concurrency, s.first) for s in block}) == 1 for block in together)
@@ -107,6 +109,7 @@ BAD = {
     "two places for one arm": Bad({"together": [["c-3", "b-3"], ["c-3"]]}, "c-3 twice"),
     "turns of an arm that takes none": Bad({"together": [["c-none", "a-none"]]}, "a-none has its load"),
     "requests that the turns cannot share": Bad({"requests": {1: 3}}, "3 requests at 1 at once"),
+    "turns at a concurrency that is not measured": Bad({"turns": {2: 2}}, "names 2 at once"),
     "a depth that the engines are not built for": Bad(
         {"arms": [{"name": "x", "system": "VllmPair", "depth": 9}], "pairs": []}, "max_depth 6"
     ),
