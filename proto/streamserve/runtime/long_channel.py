@@ -64,14 +64,20 @@ class LongChannel(Generic[Methods]):
     def start(self, begin: Callable[[Methods], Running]) -> Running:
         """The call that `begin` starts on the newest channel. It needs a deadline: until it ends, the channel stays.
         Raises grpc.aio.UsageError after `close`."""
-        if self._tls is not None and self._clock() - self._looked_at >= LOOK_SECONDS and not self._closed:
-            self._looked_at = self._clock()
-            self._look(self._tls)
+        self.newest()
         line = self._line
         call = begin(line.methods)
         line.running += 1
         call.add_done_callback(lambda _: self._ended(line))
         return call
+
+    def newest(self) -> Methods:
+        """The methods on the newest channel, for a call that lasts: when they are others than those that it was begun
+        with, it stands on an old channel, and holds it until it ends."""
+        if self._tls is not None and self._clock() - self._looked_at >= LOOK_SECONDS and not self._closed:
+            self._looked_at = self._clock()
+            self._look(self._tls)
+        return self._line.methods
 
     async def close(self) -> None:
         """Calls in flight are cancelled, on every channel."""

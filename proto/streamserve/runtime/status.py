@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -70,6 +71,21 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> StreamServeError:
         if code in ("UNAVAILABLE", "UNKNOWN", "ABORTED", "INTERNAL"):
             return WorkerLost(f"the connection failed: {message}")
         return from_wire(code, "", message)
+    return _from_details(rich, code, message)
+
+
+def from_status(packed: bytes) -> StreamServeError:
+    """The same from a google.rpc.Status that came in a message."""
+    rich = status_pb2.Status()
+    try:
+        rich.ParseFromString(packed)
+        code = code_pb2.Code.Name(rich.code)
+    except (DecodeError, ValueError):
+        return WorkerLost("the peer sent an error that cannot be read: check its version")
+    return _from_details(rich, code, rich.message)
+
+
+def _from_details(rich: status_pb2.Status, code: str, message: str) -> StreamServeError:
     kind, reason, retry, field = "", "", None, None
     for packed in rich.details:
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

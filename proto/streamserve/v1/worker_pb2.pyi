@@ -89,6 +89,46 @@ class DecodeResponse(_message.Message):
     load: LoadReport
     def __init__(self, first_token_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ...) -> None: ...
 
+class DecodeManyRequest(_message.Message):
+    __slots__ = ("start", "cancel", "pause", "resume")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    start: DecodeCall
+    cancel: int
+    pause: int
+    resume: int
+    def __init__(self, start: _Optional[_Union[DecodeCall, _Mapping]] = ..., cancel: _Optional[int] = ..., pause: _Optional[int] = ..., resume: _Optional[int] = ...) -> None: ...
+
+class DecodeCall(_message.Message):
+    __slots__ = ("call", "request", "timeout_ms")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    request: DecodeRequest
+    timeout_ms: int
+    def __init__(self, call: _Optional[int] = ..., request: _Optional[_Union[DecodeRequest, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class DecodeManyResponse(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[DecodePart]
+    def __init__(self, parts: _Optional[_Iterable[_Union[DecodePart, _Mapping]]] = ...) -> None: ...
+
+class DecodePart(_message.Message):
+    __slots__ = ("call", "response", "ended", "error")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    response: bytes
+    ended: bool
+    error: bytes
+    def __init__(self, call: _Optional[int] = ..., response: _Optional[bytes] = ..., ended: _Optional[bool] = ..., error: _Optional[bytes] = ...) -> None: ...
+
 class LoadReport(_message.Message):
     __slots__ = ("signals", "engine_seconds")
     SIGNALS_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,11 @@ class WorkerServiceStub:
                 request_serializer=streamserve_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=streamserve_dot_v1_dot_worker__pb2.DecodeResponse.FromString,
                 _registered_method=True)
+        self.DecodeMany = channel.stream_stream(
+                '/streamserve.v1.WorkerService/DecodeMany',
+                request_serializer=streamserve_dot_v1_dot_worker__pb2.DecodeManyRequest.SerializeToString,
+                response_deserializer=streamserve_dot_v1_dot_worker__pb2.DecodeManyResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/streamserve.v1.WorkerService/Abort',
                 request_serializer=streamserve_dot_v1_dot_worker__pb2.AbortRequest.SerializeToString,
@@ -75,6 +80,14 @@ class WorkerServiceServicer:
 
     def Decode(self, request, context):
         """Pulls the KV named by kv_handle (or computes the prompt itself when there is none) and streams every position.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecodeMany(self, request_iterator, context):
+        """Any number of Decode calls of one router on one stream: what one step of the engine yields for all of them is one
+        message. A worker that does not know it answers UNIMPLEMENTED, and its router calls Decode instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +125,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=streamserve_dot_v1_dot_worker__pb2.DecodeRequest.FromString,
                     response_serializer=streamserve_dot_v1_dot_worker__pb2.DecodeResponse.SerializeToString,
+            ),
+            'DecodeMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecodeMany,
+                    request_deserializer=streamserve_dot_v1_dot_worker__pb2.DecodeManyRequest.FromString,
+                    response_serializer=streamserve_dot_v1_dot_worker__pb2.DecodeManyResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -184,6 +202,33 @@ class WorkerService:
             '/streamserve.v1.WorkerService/Decode',
             streamserve_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
             streamserve_dot_v1_dot_worker__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecodeMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/streamserve.v1.WorkerService/DecodeMany',
+            streamserve_dot_v1_dot_worker__pb2.DecodeManyRequest.SerializeToString,
+            streamserve_dot_v1_dot_worker__pb2.DecodeManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,14 +11,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from streamserve.contract.errors import InternalError, WorkerLost
+from streamserve.contract.errors import InternalError
+from streamserve.router.decode_many import SharedStream, UnknownMethod, closed
 from streamserve.runtime.long_channel import LongChannel
 from streamserve.runtime.status import from_rpc_error
+from streamserve.runtime.tasks import Tasks
 from streamserve.runtime.tls import TlsFiles
 from streamserve.v1 import worker_pb2
 
@@ -48,18 +50,28 @@ class DecodeChunk:
         return self._message
 
 
+class _Source(Protocol):
+    """A gRPC call, or an answer on a stream that many share."""
+
+    async def read(self) -> Any: ...
+
+    def cancel(self) -> object: ...
+
+
 class DecodeStream:
     """Chunks in order. `cancel` (or leaving the `async with`) ends the call on the worker too."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
-        self._call = _started(start)
+    def __init__(self, source: _Source, otherwise: Callable[[], _Source] | None = None) -> None:
+        """`otherwise` starts the call anew when the worker turns out not to know how `source` asked."""
+        self._source = source
+        self._otherwise = otherwise
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> DecodeChunk:
         try:
-            raw = await self._call.read()
+            raw = await self._read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
@@ -69,8 +81,17 @@ class DecodeStream:
             raise StopAsyncIteration
         return DecodeChunk(raw)
 
+    async def _read(self) -> Any:
+        try:
+            return await self._source.read()
+        except UnknownMethod:
+            if self._otherwise is None:
+                raise
+        self._source, self._otherwise = self._otherwise(), None
+        return await self._source.read()
+
     def cancel(self) -> None:
-        self._call.cancel()
+        self._source.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,16 +115,27 @@ class _Calls:
             request_serializer=worker_pb2.DecodeRequest.SerializeToString,
             response_deserializer=None,
         )
+        self.decode_many: Callable[..., Any] = channel.stream_stream(
+            f"{_SERVICE}/DecodeMany",
+            request_serializer=worker_pb2.DecodeManyRequest.SerializeToString,
+            response_deserializer=None,
+        )
 
 
 class WorkerClient:
-    """The connection to one start of one worker; a new boot gets a new client. It survives its certificate."""
+    """The connection to one start of one worker; a new boot gets a new client. It survives its certificate.
+
+    Decode calls share one stream. A worker of a release that does not know that is asked for each by itself."""
 
     def __init__(
         self, address: str, *, tls: TlsFiles | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.address = address
         self._channel = LongChannel(address, tls, _Calls, clock=clock)
+        self._tasks = Tasks(f"worker {address}")
+        self._shared: SharedStream | None = None
+        self._shared_on: _Calls | None = None
+        self._shares = True
 
     async def prefill(
         self, request: worker_pb2.PrefillRequest, *, timeout_seconds: float
@@ -112,7 +144,29 @@ class WorkerClient:
 
     def decode(self, request: worker_pb2.DecodeRequest, *, timeout_seconds: float) -> DecodeStream:
         """Starts the call at once; errors come from the stream, but for WorkerLost from a closed client."""
-        return DecodeStream(lambda: self._channel.start(lambda calls: calls.decode(request, timeout=timeout_seconds)))
+        end = time.monotonic() + timeout_seconds
+
+        def alone() -> _Source:
+            self._shares = False
+            left = max(0.001, end - time.monotonic())
+            call: _Source = _started(lambda: self._channel.start(lambda calls: calls.decode(request, timeout=left)))
+            return call
+
+        if not self._shares:
+            return DecodeStream(alone())
+        return DecodeStream(_started(self._newest_stream).start(request, timeout_seconds), alone)
+
+    def _newest_stream(self) -> SharedStream:
+        """On the newest channel; one on an older channel goes on until its last call has ended."""
+        newest = self._channel.newest()
+        if self._shared is None or not self._shared.open or self._shared_on is not newest:
+            if self._shared is not None:
+                self._shared.retire()
+            self._shared = SharedStream(
+                lambda asks: self._channel.start(lambda calls: calls.decode_many(asks)), self._tasks
+            )
+            self._shared_on = newest
+        return self._shared
 
     async def abort(self, request_id: str, attempt: int = 0, *, timeout_seconds: float = 1.0) -> bool:
         """End a request on the worker; attempt 0 ends every attempt. True when the worker knew it."""
@@ -131,6 +185,7 @@ class WorkerClient:
 
     async def close(self) -> None:
         """Close the connection; calls in flight end with WorkerLost."""
+        await self._tasks.stop()
         await self._channel.close()
 
     async def _answer(self, begin: Callable[[_Calls], _Unary[_Reply]]) -> _Reply:
@@ -155,7 +210,7 @@ def _started(start: Callable[[], _Call]) -> _Call:
     try:
         return start()
     except grpc.aio.UsageError:
-        raise _closed() from None
+        raise closed() from None
 
 
 def _unless_closed() -> None:
@@ -163,8 +218,4 @@ def _unless_closed() -> None:
     told from a real one by the task's own count; then the worker is what was lost."""
     task = asyncio.current_task()
     if task is not None and task.cancelling() == 0:
-        raise _closed() from None
-
-
-def _closed() -> WorkerLost:
-    return WorkerLost("the connection was closed because the worker restarted or is gone; send the request again")
+        raise closed() from None

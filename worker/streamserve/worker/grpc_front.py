@@ -23,7 +23,6 @@ from streamserve.contract.errors import (
     DeadlineExceeded,
     InternalError,
     NotReady,
-    SlowConsumer,
     StreamServeError,
 )
 from streamserve.runtime import logs, status
@@ -32,6 +31,7 @@ from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import worker_pb2, worker_pb2_grpc
 from streamserve.worker import wire
 from streamserve.worker.acks import Acks
+from streamserve.worker.decode_many import Deliver, ManyCalls
 from streamserve.worker.drain import Drain
 from streamserve.worker.engine_time import EngineTime, Share
 from streamserve.worker.flights import Flight, Flights, engine_id
@@ -40,7 +40,7 @@ from streamserve.worker.monitor.metrics import Metrics
 from streamserve.worker.monitor.workloads import Workloads
 from streamserve.worker.pipeserve.engine import Chunk, Engine, Job, Outcome
 from streamserve.worker.reload import Reloader
-from streamserve.worker.streams import SLOW_READER_SECONDS, ChunkBuffer, ReportPacing
+from streamserve.worker.streams import SLOW_READER_SECONDS, ChunkBuffer, ReportPacing, too_slow
 from streamserve.worker.wire import WorkerIdentity
 
 SERVICE = "streamserve.v1.WorkerService"
@@ -75,11 +75,14 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         self._attached: Serving | None = None
         self._pacing = ReportPacing()
         self._pumps = Tasks("streams")
+        self._shared: set[ManyCalls] = set()
 
     def attach(self, serving: Serving) -> None:
         self._attached = serving
 
     async def stop(self) -> None:
+        for shared in self._shared:
+            shared.stop()
         await self._pumps.stop()
 
     async def Prefill(self, request: worker_pb2.PrefillRequest, context: Any) -> worker_pb2.PrefillResponse:
@@ -90,6 +93,13 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         await self._answer(context, lambda: self._decode(request, context), "decode")
         return
         yield  # makes this a generator, as the generated base class has it
+
+    async def DecodeMany(
+        self, request_iterator: AsyncIterator[worker_pb2.DecodeManyRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.DecodeManyResponse]:
+        await self._answer(context, lambda: self._decode_many(request_iterator, context), "decode")
+        return
+        yield
 
     async def Abort(self, request: worker_pb2.AbortRequest, context: Any) -> worker_pb2.AbortResponse:
         return await self._answer(context, lambda: self._abort(request), "abort")
@@ -104,9 +114,19 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
 
     async def _answer(self, context: Any, work: Callable[[], Awaitable[T]], call: str) -> T:
         """Run `work` within the caller's deadline; whatever goes wrong leaves as a status with details."""
+        try:
+            return await self._within(status.remaining_seconds(context), work, call)
+        except StreamServeError as error:
+            with contextlib.suppress(TimeoutError):
+                # A stream whose reader is stuck cannot even take the status.
+                async with asyncio.timeout(_ABORT_SECONDS):
+                    await status.abort(context, error)
+        raise asyncio.CancelledError
+
+    async def _within(self, remaining: float | None, work: Callable[[], Awaitable[T]], call: str) -> T:
+        """Whatever goes wrong is counted, and raised as an error of the contract's tree."""
         error: StreamServeError
         try:
-            remaining = status.remaining_seconds(context)
             if remaining is not None and remaining <= 0:
                 raise DeadlineExceeded("the deadline was already over; send one that lies ahead")
             async with asyncio.timeout(remaining) as timer:
@@ -124,11 +144,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
             error = InternalError(f"the worker failed: {type(raised).__name__}")
         if self._attached is not None:
             self._attached.metrics.refused(call, error)
-        with contextlib.suppress(TimeoutError):
-            # A stream whose reader is stuck cannot even take the status.
-            async with asyncio.timeout(_ABORT_SECONDS):
-                await status.abort(context, error)
-        raise asyncio.CancelledError
+        raise error
 
     def _serving(self) -> Serving:
         if self._attached is None:
@@ -178,10 +194,69 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
 
     # ---- decode ----
 
-    async def _decode(self, request: worker_pb2.DecodeRequest, context: Any) -> None:
+    def _decoding(self) -> Serving:
         serving = self._serving()
         if serving.identity.role != "decode":
             raise NotReady("this is a prefill worker; send Decode to a decode worker", reason="WRONG_ROLE")
+        return serving
+
+    async def _decode_many(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest], context: Any) -> None:
+        serving = self._decoding()
+
+        async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+            await self._within(limit, lambda: self._decode_to(deliver, request), "decode")
+
+        shared = ManyCalls(answer, _Watcher(serving, self._pacing), serving.slow_reader_seconds)
+        self._shared.add(shared)
+        try:
+            await shared.serve(asks, context.write)
+        finally:
+            self._shared.discard(shared)
+
+    async def _decode_to(self, deliver: Deliver, request: worker_pb2.DecodeRequest) -> None:
+        """One of many: its chunks go out with those of others, so the engine is read right into `deliver`."""
+        serving = self._decoding()
+        job = self._job(serving, request)
+        flight = self._take_off(serving, request)
+        share = serving.engine_time.enter(job.workload)
+        try:
+            outcome = await flight.finish(self._feed(serving, request, job, flight, share, deliver))
+            self._finished(serving, job, outcome)
+        finally:
+            share.close()
+            self._land(serving, flight)
+
+    async def _feed(
+        self,
+        serving: Serving,
+        request: worker_pb2.DecodeRequest,
+        job: Job,
+        flight: Flight,
+        share: Share,
+        deliver: Deliver,
+    ) -> Outcome:
+        """Engine to stream, to the end. Ending it, by whatever way, closes the iterator, which aborts the request."""
+        chunks = serving.engine.generate(
+            job, kv_handle=request.kv_handle, cached_prompt_tokens=request.cached_prompt_tokens
+        )
+        began, first = time.monotonic(), True
+        async with contextlib.aclosing(chunks) as source:  # type: ignore[type-var]
+            async for chunk in source:
+                if first:
+                    serving.metrics.first_chunk(time.monotonic() - began)
+                    first = False
+                if chunk.outcome is None:
+                    await deliver(chunk, None)
+                    continue
+                share.end()
+                load = self._report(serving, flight)
+                load.engine_seconds = share.told()
+                await deliver(chunk, load)
+                return chunk.outcome
+        raise InternalError("the engine ended the stream without an outcome")
+
+    async def _decode(self, request: worker_pb2.DecodeRequest, context: Any) -> None:
+        serving = self._decoding()
         job = self._job(serving, request)
         flight = self._take_off(serving, request)
         buffer = ChunkBuffer()
@@ -232,10 +307,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         except TimeoutError:
             if not timer.expired():
                 raise
-            raise SlowConsumer(
-                f"nothing of the stream was read for {serving.slow_reader_seconds:g} s, so it was ended; "
-                "read faster or ask for less"
-            ) from None
+            raise too_slow(serving.slow_reader_seconds) from None
         serving.metrics.sent(len(chunk.token_ids))
 
     async def _pump(
@@ -332,6 +404,19 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         # Answer before the caller gives up, so that it learns how many are left.
         limit = 600.0 if remaining is None else max(remaining - min(0.2, remaining / 4), 0.0)
         return worker_pb2.DrainResponse(unfinished_requests=await self._serving().drain.wait(limit))
+
+
+class _Watcher:
+    """The worker's eyes on a stream that many calls share."""
+
+    def __init__(self, serving: Serving, pacing: ReportPacing) -> None:
+        self._serving = serving
+        self._pacing = pacing
+        self.sent = serving.metrics.sent
+        self.merged = serving.metrics.merged
+
+    def signals_due(self, router_id: int) -> bytes | None:
+        return self._serving.board.fresh() if self._pacing.due(router_id, time.monotonic()) else None
 
 
 def add_to(server: grpc.aio.Server, front: WorkerFront) -> None:

@@ -12,13 +12,19 @@ import asyncio
 from dataclasses import replace
 from typing import Final
 
-from streamserve.contract.errors import StreamServeError
+from streamserve.contract.errors import SlowConsumer, StreamServeError
 from streamserve.contract.keys import SIGNALS_MIN_INTERVAL_SECONDS
 from streamserve.worker.pipeserve.engine import Chunk
 
 SLOW_READER_SECONDS: Final = 30.0
 MAX_BUFFERED_TOKENS: Final = 1_024
 _MAX_ROUTERS: Final = 64
+
+
+def too_slow(seconds: float) -> SlowConsumer:
+    return SlowConsumer(
+        f"nothing of the stream was read for {seconds:g} s, so it was ended; read faster or ask for less"
+    )
 
 
 def merge(first: Chunk, second: Chunk) -> Chunk:

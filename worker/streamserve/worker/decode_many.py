@@ -1,0 +1,256 @@
+"""Many decode calls of one router on one gRPC stream: what a step of the engine yields for them all is one message.
+
+In Python a gRPC message costs more than everything else that is done for a token. So chunks are not written one by
+one: each call puts its own into an outbox, and whoever writes takes all that lie there. Nothing waits for company:
+an idle stream writes a chunk at once, and a busy one finds, when it comes back, what all calls have put meanwhile.
+
+    asks      start, cancel, pause, resume: one reader
+    calls     a task each, which puts its chunks into the outbox
+    outbox    for each call one part: all that came since the last message
+    parts     one writer
+
+The stream ends when the router has closed its side and no call is left, when the worker stops, or when nothing of it
+is read for as long as a slow reader is borne with. Then every call on it that still runs is cancelled, as is one that
+the router has let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from streamserve.contract.errors import StreamServeError
+from streamserve.runtime import logs, status
+from streamserve.runtime.tasks import Tasks
+from streamserve.v1 import worker_pb2
+from streamserve.worker import wire
+from streamserve.worker.pipeserve.engine import Chunk
+from streamserve.worker.streams import MAX_BUFFERED_TOKENS, merge, too_slow
+
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+"""Parts are spread over several messages past this; far below what a peer accepts."""
+_END_SECONDS: Final = 1.0
+_log = logs.get(__name__)
+
+Deliver = Callable[[Chunk, worker_pb2.LoadReport | None], Awaitable[None]]
+Answer = Callable[[worker_pb2.DecodeRequest, float | None, Deliver], Awaitable[None]]
+Write = Callable[[worker_pb2.DecodeManyResponse], Awaitable[None]]
+
+
+class Watcher(Protocol):
+    """What the worker wants to know of the stream, and to say on it."""
+
+    def sent(self, tokens: int) -> None: ...
+
+    def merged(self, chunks: int) -> None: ...
+
+    def signals_due(self, router_id: int) -> bytes | None:
+        """The load to report now, or None: it has just been."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Of one call, since the last message."""
+
+    chunk: Chunk | None = None
+    load: worker_pb2.LoadReport | None = None
+    ended: bool = False
+    error: bytes = b""
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.chunk is None else len(self.chunk.token_ids)
+
+
+class Outbox:
+    """Many writers, one reader. For each call at most one part, to which its chunks are added until it is taken."""
+
+    def __init__(self, max_tokens: int = MAX_BUFFERED_TOKENS) -> None:
+        self._max_tokens = max_tokens
+        self._parts: dict[int, Part] = {}
+        self._held: dict[int, Part] = {}
+        self._paused: set[int] = set()
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._closed = False
+        self.merged = 0
+
+    async def put(self, call: int, chunk: Chunk, load: worker_pb2.LoadReport | None = None) -> None:
+        """Add a chunk; waits while the call's part is full."""
+        while self._part(call).tokens >= self._max_tokens:
+            self._room.clear()
+            await self._room.wait()
+        part = self._part(call)
+        if part.chunk is None:
+            part.chunk = chunk
+        else:
+            part.chunk = merge(part.chunk, chunk)
+            self.merged += 1
+        if load is not None:
+            part.load = load
+        self._fill(call)
+
+    def end(self, call: int, error: bytes = b"") -> None:
+        """Nothing follows for this call; what was put is sent first."""
+        part = self._part(call)
+        part.ended, part.error = True, error
+        # The end of an answer is what its reader waits for, however slowly.
+        self.resume(call)
+        self._fill(call)
+
+    def drop(self, call: int) -> None:
+        """Forget the call and what was put for it."""
+        self._paused.discard(call)
+        self._parts.pop(call, None)
+        self._held.pop(call, None)
+        self._room.set()
+
+    def pause(self, call: int) -> None:
+        self._paused.add(call)
+        if (part := self._parts.pop(call, None)) is not None:
+            self._held[call] = part
+
+    def resume(self, call: int) -> None:
+        self._paused.discard(call)
+        if (part := self._held.pop(call, None)) is not None:
+            self._parts[call] = part
+            self._filled.set()
+
+    def close(self) -> None:
+        """What was put is still taken, but for what is held back."""
+        self._closed = True
+        self._filled.set()
+
+    async def take(self) -> dict[int, Part]:
+        """All parts there are, at least one; empty once it is closed and nothing is left."""
+        while not self._parts and not self._closed:
+            self._filled.clear()
+            await self._filled.wait()
+        parts, self._parts = self._parts, {}
+        self._room.set()
+        return parts
+
+    def _part(self, call: int) -> Part:
+        where = self._held if call in self._paused else self._parts
+        return where.get(call) or where.setdefault(call, Part())
+
+    def _fill(self, call: int) -> None:
+        if call not in self._paused:
+            self._filled.set()
+
+
+class ManyCalls:
+    """One stream, from its first ask to its end."""
+
+    def __init__(self, answer: Answer, watcher: Watcher, slow_reader_seconds: float) -> None:
+        """`answer` does one request within so many seconds, delivers its chunks, and raises StreamServeError."""
+        self._answer = answer
+        self._watcher = watcher
+        self._slow_reader_seconds = slow_reader_seconds
+        self._outbox = Outbox()
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._tasks = Tasks("decode many")
+        self._router_id = 0
+        self._asked_all = False
+
+    async def serve(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest], write: Write) -> None:
+        """Until the stream is over. Raises SlowConsumer when its reader does not read."""
+        self._tasks.spawn("asks", self._hear(asks))
+        try:
+            # Says that this worker knows such streams: until then nothing is asked.
+            await self._send(worker_pb2.DecodeManyResponse(), write)
+            while parts := await self._outbox.take():
+                for message in self._messages(parts):
+                    await self._send(message, write)
+        finally:
+            self._watcher.merged(self._outbox.merged)
+            await self._tasks.stop(_END_SECONDS)
+
+    def stop(self) -> None:
+        """The worker stops, and nothing of it runs any more."""
+        self._outbox.close()
+
+    async def _hear(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest]) -> None:
+        try:
+            async for ask in asks:
+                match ask.WhichOneof("ask"):
+                    case "start":
+                        self._start(ask.start)
+                    case "cancel":
+                        self._cancel(ask.cancel)
+                    case "pause" if ask.pause in self._calls:
+                        self._outbox.pause(ask.pause)
+                    case "resume":
+                        self._outbox.resume(ask.resume)
+        finally:
+            self._asked_all = True
+            self._close_if_over()
+
+    def _start(self, call: worker_pb2.DecodeCall) -> None:
+        if call.call in self._calls:
+            _log.error("a router gave two calls the number %d: the second is not answered", call.call)
+            return
+        if call.request.HasField("dispatch"):
+            self._router_id = call.request.dispatch.router_id
+        task = self._calls[call.call] = self._tasks.spawn(f"call {call.call}", self._run(call))
+        # Not within it: one that is cancelled before its first step never comes to its end.
+        task.add_done_callback(lambda _: self._over(call.call))
+
+    def _cancel(self, number: int) -> None:
+        if (task := self._calls.get(number)) is not None:
+            task.cancel()
+
+    async def _run(self, call: worker_pb2.DecodeCall) -> None:
+        number, limit = call.call, call.timeout_ms / 1e3 if call.timeout_ms else None
+
+        def deliver(chunk: Chunk, load: worker_pb2.LoadReport | None) -> Awaitable[None]:
+            return self._outbox.put(number, chunk, load)
+
+        try:
+            await self._answer(call.request, limit, deliver)
+        except StreamServeError as error:
+            self._outbox.end(number, status.to_status(error).SerializeToString())
+        except asyncio.CancelledError:
+            self._outbox.drop(number)
+            raise
+        else:
+            self._outbox.end(number)
+
+    def _over(self, number: int) -> None:
+        del self._calls[number]
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._asked_all and not self._calls:
+            self._outbox.close()
+
+    def _messages(self, parts: dict[int, Part]) -> list[worker_pb2.DecodeManyResponse]:
+        messages, size = [worker_pb2.DecodeManyResponse()], 0
+        signals = self._watcher.signals_due(self._router_id)
+        for number, part in parts.items():
+            response = b""
+            if part.chunk is not None:
+                answer = wire.decode_response(part.chunk)
+                if part.load is not None:
+                    answer.load.CopyFrom(part.load)
+                elif signals is not None:
+                    answer.load.signals, signals = signals, None
+                response = answer.SerializeToString()
+                self._watcher.sent(part.tokens)
+            if size and size + len(response) > MAX_MESSAGE_BYTES:
+                messages.append(worker_pb2.DecodeManyResponse())
+                size = 0
+            messages[-1].parts.add(call=number, response=response, ended=part.ended, error=part.error)
+            size += len(response)
+        return messages
+
+    async def _send(self, message: worker_pb2.DecodeManyResponse, write: Write) -> None:
+        try:
+            async with asyncio.timeout(self._slow_reader_seconds) as timer:
+                await write(message)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise too_slow(self._slow_reader_seconds) from None
