@@ -116,8 +116,10 @@ class SharedStream:
         # gRPC takes a message that cannot be sent for the call's end and hides why: an UNIMPLEMENTED would be INTERNAL.
         self._greeted = asyncio.Event()
         self.open = True
+        self._fault: Fault = closed
         self._call = begin(self._asked())
-        tasks.spawn("answers", self._read())
+        # Not at its end, which a task that is cancelled before its first step never reaches.
+        tasks.spawn("answers", self._read()).add_done_callback(lambda _: self._over())
 
     def start(self, request: worker_pb2.DecodeRequest, timeout_seconds: float) -> Answer:
         number = next(self._numbers)
@@ -152,29 +154,29 @@ class SharedStream:
             yield ask
 
     async def _read(self) -> None:
-        fault: Fault = closed
         try:
             while (raw := await self._call.read()) is not grpc.aio.EOF:
                 self._deal(raw)
-            fault = _left
+            self._fault = _left
         except grpc.aio.AioRpcError as error:
-            fault = _fault(error)
+            self._fault = _fault(error)
         except DecodeError:
-            fault = _unreadable
+            self._fault = _unreadable
         except asyncio.CancelledError:
             # A closed channel cancels its calls, which looks like a cancellation of this task; see worker_client.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        finally:
-            self.open = False
-            # Ends the task that sends what is asked; a call that ended by itself leaves it waiting.
-            self._greeted.set()
-            self._asks.put_nowait(None)
-            self._call.cancel()
-            answers, self._answers = self._answers, {}
-            for answer in answers.values():
-                answer.end(fault)
+
+    def _over(self) -> None:
+        self.open = False
+        # Ends the task that sends what is asked; a call that ended by itself leaves it waiting.
+        self._greeted.set()
+        self._asks.put_nowait(None)
+        self._call.cancel()
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.end(self._fault)
 
     def _deal(self, raw: bytes) -> None:
         self._greeted.set()

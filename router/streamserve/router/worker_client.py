@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -17,7 +18,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from streamserve.contract.errors import InternalError
-from streamserve.router.decode_many import SharedStream, UnknownMethod, closed
+from streamserve.router.decode_many import Asks, SharedStream, UnknownMethod, closed
 from streamserve.runtime.long_channel import LongChannel
 from streamserve.runtime.status import from_rpc_error
 from streamserve.runtime.tasks import Tasks
@@ -25,6 +26,8 @@ from streamserve.runtime.tls import TlsFiles
 from streamserve.v1 import worker_pb2
 
 _SERVICE: Final = "/streamserve.v1.WorkerService"
+MAX_SHARED_REQUEST_BYTES: Final = 256 * 1024
+"""A larger one goes by itself: nobody waits behind it, and one that is too large for gRPC ends no other."""
 _Reply = TypeVar("_Reply", bound=Message)
 _Call = TypeVar("_Call")
 _Unary = grpc.aio.UnaryUnaryCall[Any, _Reply]
@@ -147,14 +150,17 @@ class WorkerClient:
         end = time.monotonic() + timeout_seconds
 
         def alone() -> _Source:
-            self._shares = False
             left = max(0.001, end - time.monotonic())
             call: _Source = _started(lambda: self._channel.start(lambda calls: calls.decode(request, timeout=left)))
             return call
 
-        if not self._shares:
+        def alone_from_now_on() -> _Source:
+            self._shares = False
+            return alone()
+
+        if not self._shares or request.ByteSize() > MAX_SHARED_REQUEST_BYTES:
             return DecodeStream(alone())
-        return DecodeStream(_started(self._newest_stream).start(request, timeout_seconds), alone)
+        return DecodeStream(_started(self._newest_stream).start(request, timeout_seconds), alone_from_now_on)
 
     def _newest_stream(self) -> SharedStream:
         """On the newest channel; one on an older channel goes on until its last call has ended."""
@@ -162,9 +168,12 @@ class WorkerClient:
         if self._shared is None or not self._shared.open or self._shared_on is not newest:
             if self._shared is not None:
                 self._shared.retire()
-            self._shared = SharedStream(
-                lambda asks: self._channel.start(lambda calls: calls.decode_many(asks)), self._tasks
-            )
+
+            def begin(asks: Asks) -> Any:
+                return self._channel.start(lambda calls: calls.decode_many(asks))
+
+            # In a context of its own: its tasks outlive the request that comes first, and log nothing under its id.
+            self._shared = Context().run(SharedStream, begin, self._tasks)
             self._shared_on = newest
         return self._shared
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.contract.errors import DeadlineExceeded, Overloaded, WorkerLost
+from streamserve.contract.errors import DeadlineExceeded, InternalError, Overloaded, WorkerLost
 from streamserve.router import decode_many as router_side
 from streamserve.router.worker_client import DecodeStream, WorkerClient
 from streamserve.v1 import worker_pb2
@@ -87,7 +87,7 @@ async def client(worker: SharingWorker) -> AsyncIterator[WorkerClient]:
     await made.close()
 
 
-def begin(client: WorkerClient, name: str, *, timeout_seconds: float = 20.0) -> DecodeStream:
+def begin(client: WorkerClient, name: str, *, timeout_seconds: float = 60.0) -> DecodeStream:
     return client.decode(worker_pb2.DecodeRequest(request_id=name, attempt=1), timeout_seconds=timeout_seconds)
 
 
@@ -171,10 +171,46 @@ async def test_a_stream_that_the_worker_ends_loses_its_calls_and_the_next_call_b
     worker.plays = {"a": for_ever, "b": tokens(3)}
     stream = begin(client, "a")
     await anext(stream)
-    worker.streams[0].stop()
+    worker.streams[0]._outbox.close()
     with pytest.raises(WorkerLost):
         await anext(stream)
     assert await read(begin(client, "b")) == [0, 1, 2]
+
+
+async def test_a_worker_that_stops_ends_an_idle_stream_at_once_and_a_busy_one_with_its_last_call(
+    worker: SharingWorker, client: WorkerClient
+) -> None:
+    worker.plays = {"busy": tokens(40, 0.01), "next": tokens(3)}
+    busy = begin(client, "busy")
+    first = len((await anext(busy)).message.token_ids)
+    worker.streams[0].stop()
+    assert await read(busy, first) == list(range(first, 40))
+    # What is begun before the end has arrived is lost with it, as on any worker that stops.
+    await until(lambda: client._shared is not None and not client._shared.open, seconds=2)
+    assert await read(begin(client, "next")) == [0, 1, 2]
+    worker.streams[0].stop()
+    await until(lambda: not worker.streams, seconds=2)
+
+
+async def test_a_request_that_is_too_large_for_grpc_ends_no_other(worker: SharingWorker, client: WorkerClient) -> None:
+    worker.plays = {"fine": tokens(100, 0.01)}
+    fine = asyncio.create_task(read(begin(client, "fine")))
+    request = worker_pb2.DecodeRequest(request_id="huge", attempt=1)
+    request.prompt.text = "x" * (17 << 20)
+    with pytest.raises((Overloaded, WorkerLost, InternalError)):
+        await read(client.decode(request, timeout_seconds=10))
+    assert await fine == list(range(100))
+    assert len(worker.streams) == 1
+
+
+async def test_a_client_that_closes_before_its_first_call_began_leaves_nobody_waiting(worker: SharingWorker) -> None:
+    client = WorkerClient(worker.address)
+    closing = asyncio.create_task(client.close())
+    stream = begin(client, "a")
+    await closing
+    with pytest.raises(WorkerLost):
+        async with asyncio.timeout(5):
+            await anext(stream)
 
 
 async def test_a_client_that_closes_ends_its_calls_and_their_tasks_live_on(worker: SharingWorker) -> None:

@@ -206,3 +206,63 @@ async def test_a_call_that_is_cancelled_before_it_began_does_not_keep_the_stream
     seen.asks.put_nowait(None)
     await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(seen.asked(), seen.write), 5)
     assert not any(message.parts for message in seen.messages)
+
+
+async def test_a_chunk_that_cannot_be_sent_ends_its_own_call_only() -> None:
+    seen = Seen()
+
+    async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+        text = "\ud800" if request.request_id == "odd" else "fine"
+        await deliver(Chunk(first_token_index=0, token_ids=[7], text=text), None)
+        await asyncio.sleep(0.05)
+
+    for number, name in ((1, "odd"), (2, "even")):
+        call = worker_pb2.DecodeCall(call=number, request=worker_pb2.DecodeRequest(request_id=name))
+        seen.asks.put_nowait(worker_pb2.DecodeManyRequest(start=call))
+    seen.asks.put_nowait(None)
+    await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(seen.asked(), seen.write), 5)
+    ends = [part for message in seen.messages for part in message.parts if part.ended]
+    assert {part.call: bool(part.error) for part in ends} == {1: True, 2: False}
+
+
+async def test_work_that_gives_itself_up_is_told_as_an_error() -> None:
+    seen = Seen()
+
+    async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+        raise asyncio.CancelledError
+
+    seen.start(1)
+    seen.asks.put_nowait(None)
+    await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(seen.asked(), seen.write), 5)
+    (part,) = [part for message in seen.messages for part in message.parts]
+    assert part.ended
+    assert part.error
+
+
+async def test_asks_that_cannot_be_read_end_the_stream() -> None:
+    seen = Seen()
+
+    async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+        await asyncio.sleep(60)
+
+    async def asked() -> AsyncIterator[worker_pb2.DecodeManyRequest]:
+        yield worker_pb2.DecodeManyRequest(start=worker_pb2.DecodeCall(call=1))
+        raise ValueError("no message")
+
+    await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(asked(), seen.write), 5)
+
+
+async def test_a_load_is_asked_for_only_when_its_chunk_has_room() -> None:
+    outbox, asked = Outbox(max_tokens=1), []
+
+    def load() -> worker_pb2.LoadReport:
+        asked.append(True)
+        return worker_pb2.LoadReport()
+
+    await outbox.put(1, Chunk(first_token_index=0, token_ids=[7]))
+    last = asyncio.create_task(outbox.put(1, Chunk(first_token_index=1, token_ids=[7]), load))
+    await asyncio.sleep(0)
+    assert not asked
+    await outbox.take()
+    await last
+    assert asked

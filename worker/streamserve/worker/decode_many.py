@@ -9,9 +9,9 @@ an idle stream writes a chunk at once, and a busy one finds, when it comes back,
     outbox    for each call one part: all that came since the last message
     parts     one writer
 
-The stream ends when the router has closed its side and no call is left, when the worker stops, or when nothing of it
-is read for as long as a slow reader is borne with. Then every call on it that still runs is cancelled, as is one that
-the router has let go.
+The stream ends when the router has closed its side, or the worker stops, and no call is left; or when nothing of it is
+read for as long as a slow reader is borne with. Then every call on it that still runs is cancelled, as is one that the
+router has let go.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from streamserve.contract.errors import StreamServeError
+from streamserve.contract.errors import InternalError, StreamServeError
 from streamserve.runtime import logs, status
 from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import worker_pb2
@@ -34,7 +34,9 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 _END_SECONDS: Final = 1.0
 _log = logs.get(__name__)
 
-Deliver = Callable[[Chunk, worker_pb2.LoadReport | None], Awaitable[None]]
+Load = Callable[[], worker_pb2.LoadReport]
+"""Asked when its chunk is put: until then the request still counts as one that runs."""
+Deliver = Callable[[Chunk, Load | None], Awaitable[None]]
 Answer = Callable[[worker_pb2.DecodeRequest, float | None, Deliver], Awaitable[None]]
 Write = Callable[[worker_pb2.DecodeManyResponse], Awaitable[None]]
 
@@ -42,9 +44,11 @@ Write = Callable[[worker_pb2.DecodeManyResponse], Awaitable[None]]
 class Watcher(Protocol):
     """What the worker wants to know of the stream, and to say on it."""
 
-    def sent(self, tokens: int) -> None: ...
+    def sent(self, tokens: int) -> None:
+        """A message with so many, of all its calls together, was written."""
 
-    def merged(self, chunks: int) -> None: ...
+    def merged(self, chunks: int) -> None:
+        """So many chunks went into messages with earlier ones of their calls."""
 
     def signals_due(self, router_id: int) -> bytes | None:
         """The load to report now, or None: it has just been."""
@@ -77,7 +81,7 @@ class Outbox:
         self._closed = False
         self.merged = 0
 
-    async def put(self, call: int, chunk: Chunk, load: worker_pb2.LoadReport | None = None) -> None:
+    async def put(self, call: int, chunk: Chunk, load: Load | None = None) -> None:
         """Add a chunk; waits while the call's part is full."""
         while self._part(call).tokens >= self._max_tokens:
             self._room.clear()
@@ -89,7 +93,7 @@ class Outbox:
             part.chunk = merge(part.chunk, chunk)
             self.merged += 1
         if load is not None:
-            part.load = load
+            part.load = load()
         self._fill(call)
 
     def end(self, call: int, error: bytes = b"") -> None:
@@ -119,7 +123,7 @@ class Outbox:
             self._filled.set()
 
     def close(self) -> None:
-        """What was put is still taken, but for what is held back."""
+        """What was put is still taken."""
         self._closed = True
         self._filled.set()
 
@@ -153,7 +157,7 @@ class ManyCalls:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._tasks = Tasks("decode many")
         self._router_id = 0
-        self._asked_all = False
+        self._no_more = False
 
     async def serve(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest], write: Write) -> None:
         """Until the stream is over. Raises SlowConsumer when its reader does not read."""
@@ -162,15 +166,18 @@ class ManyCalls:
             # Says that this worker knows such streams: until then nothing is asked.
             await self._send(worker_pb2.DecodeManyResponse(), write)
             while parts := await self._outbox.take():
-                for message in self._messages(parts):
+                for message, tokens in self._messages(parts):
                     await self._send(message, write)
+                    self._watcher.sent(tokens)
+                self._watcher.merged(self._outbox.merged)
+                self._outbox.merged = 0
         finally:
-            self._watcher.merged(self._outbox.merged)
             await self._tasks.stop(_END_SECONDS)
 
     def stop(self) -> None:
-        """The worker stops, and nothing of it runs any more."""
-        self._outbox.close()
+        """The worker stops: the stream ends with its last call, at once where it has none."""
+        self._no_more = True
+        self._close_if_over()
 
     async def _hear(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest]) -> None:
         try:
@@ -180,13 +187,16 @@ class ManyCalls:
                         self._start(ask.start)
                     case "cancel":
                         self._cancel(ask.cancel)
-                    case "pause" if ask.pause in self._calls:
-                        self._outbox.pause(ask.pause)
+                    case "pause":
+                        self._pause(ask.pause)
                     case "resume":
                         self._outbox.resume(ask.resume)
-        finally:
-            self._asked_all = True
-            self._close_if_over()
+        except Exception:
+            # Who cannot be heard cannot cancel either.
+            _log.exception("what a router asks on a shared stream cannot be read: the stream is ended")
+            self._outbox.close()
+        self._no_more = True
+        self._close_if_over()
 
     def _start(self, call: worker_pb2.DecodeCall) -> None:
         if call.call in self._calls:
@@ -202,19 +212,30 @@ class ManyCalls:
         if (task := self._calls.get(number)) is not None:
             task.cancel()
 
+    def _pause(self, number: int) -> None:
+        task = self._calls.get(number)
+        if task is not None and not task.done():
+            self._outbox.pause(number)
+
     async def _run(self, call: worker_pb2.DecodeCall) -> None:
         number, limit = call.call, call.timeout_ms / 1e3 if call.timeout_ms else None
 
-        def deliver(chunk: Chunk, load: worker_pb2.LoadReport | None) -> Awaitable[None]:
+        def deliver(chunk: Chunk, load: Load | None) -> Awaitable[None]:
             return self._outbox.put(number, chunk, load)
 
         try:
             await self._answer(call.request, limit, deliver)
         except StreamServeError as error:
-            self._outbox.end(number, status.to_status(error).SerializeToString())
+            self._outbox.end(number, _packed(error))
         except asyncio.CancelledError:
-            self._outbox.drop(number)
-            raise
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                self._outbox.drop(number)
+                raise
+            self._outbox.end(number, _packed(InternalError("the request was given up inside the worker")))
+        except Exception as error:
+            _log.exception("a decode call failed")
+            self._outbox.end(number, _packed(InternalError(f"the worker failed: {type(error).__name__}")))
         else:
             self._outbox.end(number)
 
@@ -223,28 +244,37 @@ class ManyCalls:
         self._close_if_over()
 
     def _close_if_over(self) -> None:
-        if self._asked_all and not self._calls:
+        if self._no_more and not self._calls:
             self._outbox.close()
 
-    def _messages(self, parts: dict[int, Part]) -> list[worker_pb2.DecodeManyResponse]:
-        messages, size = [worker_pb2.DecodeManyResponse()], 0
-        signals = self._watcher.signals_due(self._router_id)
+    def _messages(self, parts: dict[int, Part]) -> list[tuple[worker_pb2.DecodeManyResponse, int]]:
+        """With the tokens in each."""
+        messages: list[tuple[worker_pb2.DecodeManyResponse, int]] = []
+        message, size, tokens, report = worker_pb2.DecodeManyResponse(), 0, 0, True
         for number, part in parts.items():
-            response = b""
-            if part.chunk is not None:
-                answer = wire.decode_response(part.chunk)
-                if part.load is not None:
-                    answer.load.CopyFrom(part.load)
-                elif signals is not None:
-                    answer.load.signals, signals = signals, None
-                response = answer.SerializeToString()
-                self._watcher.sent(part.tokens)
+            response, ended, error = b"", part.ended, part.error
+            try:
+                if part.chunk is not None:
+                    answer = wire.decode_response(part.chunk)
+                    if part.load is not None:
+                        answer.load.CopyFrom(part.load)
+                    elif report:
+                        report = False
+                        if (signals := self._watcher.signals_due(self._router_id)) is not None:
+                            answer.load.signals = signals
+                    response = answer.SerializeToString()
+            except Exception as failure:
+                # Of one answer only: the others on this stream have nothing to do with it.
+                _log.exception("a part of an answer cannot be sent")
+                self._cancel(number)
+                ended, error = True, _packed(InternalError(f"the worker failed: {type(failure).__name__}"))
             if size and size + len(response) > MAX_MESSAGE_BYTES:
-                messages.append(worker_pb2.DecodeManyResponse())
-                size = 0
-            messages[-1].parts.add(call=number, response=response, ended=part.ended, error=part.error)
+                messages.append((message, tokens))
+                message, size, tokens = worker_pb2.DecodeManyResponse(), 0, 0
+            message.parts.add(call=number, response=response, ended=ended, error=error)
             size += len(response)
-        return messages
+            tokens += part.tokens
+        return [*messages, (message, tokens)]
 
     async def _send(self, message: worker_pb2.DecodeManyResponse, write: Write) -> None:
         try:
@@ -254,3 +284,8 @@ class ManyCalls:
             if not timer.expired():
                 raise
             raise too_slow(self._slow_reader_seconds) from None
+
+
+def _packed(error: StreamServeError) -> bytes:
+    packed: bytes = status.to_status(error).SerializeToString()
+    return packed

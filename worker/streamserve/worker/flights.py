@@ -36,8 +36,9 @@ class Flight:
         if not self.doom.done():
             self.doom.set_result(error)
 
-    async def finish(self, work: Awaitable[T]) -> T:
-        """The result of `work`, unless the flight is doomed first: then `work` is cancelled and the error raised."""
+    async def finish(self, work: Awaitable[T], wait_seconds: float = 5.0) -> T:
+        """The result of `work`, unless the flight is doomed first: then `work` is cancelled and the error raised, after
+        at most `wait_seconds`."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait((task, self.doom), return_when=asyncio.FIRST_COMPLETED)
@@ -47,7 +48,7 @@ class Flight:
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait((task,), timeout=5.0)
+                await asyncio.wait((task,), timeout=wait_seconds)
 
 
 class Flights:

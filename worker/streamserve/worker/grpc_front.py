@@ -24,6 +24,7 @@ from streamserve.contract.errors import (
     InternalError,
     NotReady,
     StreamServeError,
+    WorkerLost,
 )
 from streamserve.runtime import logs, status
 from streamserve.runtime.config_source import ConfigSource
@@ -76,11 +77,13 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         self._pacing = ReportPacing()
         self._pumps = Tasks("streams")
         self._shared: set[ManyCalls] = set()
+        self._stopped = False
 
     def attach(self, serving: Serving) -> None:
         self._attached = serving
 
     async def stop(self) -> None:
+        self._stopped = True
         for shared in self._shared:
             shared.stop()
         await self._pumps.stop()
@@ -202,6 +205,8 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
 
     async def _decode_many(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest], context: Any) -> None:
         serving = self._decoding()
+        if self._stopped:
+            raise WorkerLost("this worker stops; use another", reason="DRAINING")
 
         async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
             await self._within(limit, lambda: self._decode_to(deliver, request), "decode")
@@ -220,7 +225,8 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         flight = self._take_off(serving, request)
         share = serving.engine_time.enter(job.workload)
         try:
-            outcome = await flight.finish(self._feed(serving, request, job, flight, share, deliver))
+            feed = self._feed(serving, request, job, flight, share, deliver)
+            outcome = await flight.finish(feed, wait_seconds=_ABORT_SECONDS)
             self._finished(serving, job, outcome)
         finally:
             share.close()
@@ -239,20 +245,27 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         chunks = serving.engine.generate(
             job, kv_handle=request.kv_handle, cached_prompt_tokens=request.cached_prompt_tokens
         )
+        outcome: Outcome | None = None
         began, first = time.monotonic(), True
+
+        def report() -> worker_pb2.LoadReport:
+            load = self._report(serving, flight)
+            load.engine_seconds = share.told()
+            return load
+
         async with contextlib.aclosing(chunks) as source:  # type: ignore[type-var]
             async for chunk in source:
                 if first:
                     serving.metrics.first_chunk(time.monotonic() - began)
                     first = False
-                if chunk.outcome is None:
+                outcome = chunk.outcome
+                if outcome is None:
                     await deliver(chunk, None)
-                    continue
-                share.end()
-                load = self._report(serving, flight)
-                load.engine_seconds = share.told()
-                await deliver(chunk, load)
-                return chunk.outcome
+                else:
+                    share.end()
+                    await deliver(chunk, report)
+        if outcome is not None:
+            return outcome
         raise InternalError("the engine ended the stream without an outcome")
 
     async def _decode(self, request: worker_pb2.DecodeRequest, context: Any) -> None:
