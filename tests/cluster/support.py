@@ -218,7 +218,7 @@ rm -f {stop}
 
 # A handful of users who read their answer before they ask again, until standard input ends.
 _LOAD = """
-import json, sys, threading, time
+import json, sys, threading
 import grpc
 from streamserve.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 

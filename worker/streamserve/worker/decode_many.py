@@ -1,8 +1,9 @@
 """Many decode calls of one router on one gRPC stream: what a step of the engine yields for them all is one message.
 
-In Python a gRPC message costs more than everything else that is done for a token. So chunks are not written one by
-one: each call puts its own into an outbox, and whoever writes takes all that lie there. Nothing waits for company:
-an idle stream writes a chunk at once, and a busy one finds, when it comes back, what all calls have put meanwhile.
+A gRPC message costs much in Python, whatever is in it (docs/decisions/20261123-decode-calls-share-a-stream.md). So
+chunks are not written one by one: each call puts its own into an outbox, and whoever writes takes all that lie there.
+Nothing waits for company: an idle stream writes a chunk at once, and a busy one finds, when it comes back, what all
+calls have put meanwhile.
 
     asks      start, cancel, pause, resume: one reader
     calls     a task each, which puts its chunks into the outbox
