@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -154,3 +155,55 @@ async def test_a_recorded_simulator_has_the_step_times_that_it_was_given(tmp_pat
     assert "steps recorded" in recorded.source
     assert recorded.step_seconds(1, 2) == pytest.approx(0.02, rel=0.15)
     assert recorded.kv == engine.info.kv
+
+
+async def _simulator(tmp_path: Path, role: str, replayed: Path, step_seconds: float) -> simulator.Simulator:
+    return await simulator.create(
+        role=role,
+        model="",
+        draft=None,
+        method="None",
+        max_depth=0,
+        engine_args={"simulator-step-seconds": str(step_seconds)},
+        initial=RuntimeConfig(
+            id=ConfigId(uid="u", generation=1), speculation=SpeculationConfig(min_depth=0, max_depth=0)
+        ),
+        worker_id=role,
+        nixl_address=("127.0.0.1", 0),
+        run_dir=tmp_path,
+        calibration=replayed,
+    )
+
+
+@pytest.mark.parametrize("others", [0, 2], ids=["alone", "beside two that run"])
+async def test_what_is_recorded_of_a_transfer_replays_as_what_it_was_recorded_from(tmp_path: Path, others: int) -> None:
+    """A pull of 50 ms among steps of 20 ms is seen after 60 to 80 ms, and then a step computes the first token."""
+    step, pull = 0.02, 0.05
+    replayed = tmp_path / "replayed.json"
+    replayed.write_bytes(calibration.dump(replace(calibration.built_in(), transfers=((1_000.0, pull),))))
+    prompts = await _simulator(tmp_path, "prefill", replayed, 0.001)
+    file = tmp_path / "recorded.json"
+    engine = Recorder(await _simulator(tmp_path, "decode", replayed, step), file)
+    engine.start()
+
+    async def answer(name: str, tokens: int, kv_handle: bytes = b"") -> None:
+        job = Job(request_id=name, prompt=TokenPrompt(range(300, 310)), sampling=Sampling(max_tokens=tokens))
+        async for _ in engine.generate(job, kv_handle=kv_handle):
+            pass
+
+    background = [asyncio.create_task(answer(f"beside {n}", 2_000)) for n in range(others)]
+    try:
+        for number in range(16):
+            job = Job(request_id=f"{number}", prompt=TokenPrompt(range(300, 310)), sampling=Sampling(max_tokens=8))
+            await answer(f"{number}", 8, (await prompts.prefill(job)).kv_handle)
+            await asyncio.sleep(0.007)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await engine.stop()
+        await prompts.stop()
+    recorded = calibration.load(file)
+    size = calibration.built_in().kv.bytes_per_block
+    assert recorded.transfer_seconds(size) == pytest.approx(pull, abs=0.6 * step)
+    assert recorded.step_seconds(others + 1, 0) == pytest.approx(step, rel=0.2)

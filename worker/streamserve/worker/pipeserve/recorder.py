@@ -4,14 +4,16 @@ Wraps any Engine and measures at the seam, so whatever lies between the server a
 
     prefill     time of `prefill(job)` that had the engine to itself, by prompt tokens
     step        time between two chunks of a stream, by (running requests, depth), both unchanged meanwhile
-    transfer    time to the first chunk of a pulled request, less one step, by bytes moved
+    transfer    time to the first chunk of a pulled request, by bytes moved, less what the simulator adds by itself: the
+                step that computes the first token, and among other requests one more, half of it on average until
+                the pull is scheduled, and half until a step ends after which it is seen to have come
     acceptance  the engine's own counts by position: c_i = (accepted_i / drafted_i) / (accepted_(i-1) / drafted_(i-1))
 
-A step's value is the median of its last 512 samples. Prompts and transfers hardly ever have the same size twice, so of
-these at most eight points are kept: medians of neighbours. More never takes less: where a bigger batch or prompt was
-faster by chance, the two become one. Beyond the outermost points the curve goes on with the slope of these, which two
-noisy ones would set to anything. The file is replaced every 5 s and on stop, once there is a
-step or a prefill to tell of.
+A step's value is the median of its last 4,096 samples; 512 prompts and transfers are kept. Prompts and transfers hardly
+ever have the same size twice, so of these at most eight points are kept: medians of neighbours. More never takes less:
+where a bigger batch or prompt was faster by chance, the two become one. Beyond the outermost points the curve goes on
+with the slope of these, which two noisy ones would set to anything. The file is replaced every 5 s and on stop, once
+there is a step or a prefill to tell of.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from streamserve.worker.pipeserve.engine import (
 
 _log = logs.get(__name__)
 WRITE_SECONDS: Final = 5.0
+_STEP_SAMPLES: Final = 4_096
 _SAMPLES: Final = 512
+_LEAST_SECONDS: Final = 1e-4
 _LEAST_SAMPLES: Final = 3
 _GROUPS: Final = 8
 _GROUP_SAMPLES: Final = 5
@@ -56,7 +60,12 @@ class Steps:
         self._of: dict[_Load, deque[float]] = {}
 
     def add(self, load: _Load, seconds: float) -> None:
-        self._of.setdefault(load, deque(maxlen=_SAMPLES)).append(seconds)
+        self._of.setdefault(load, deque(maxlen=_STEP_SAMPLES)).append(seconds)
+
+    def median(self, load: _Load) -> float | None:
+        """Of one load; None while little is known of it."""
+        values = self._of.get(load, ())
+        return median(values) if len(values) >= _LEAST_SAMPLES else None
 
     def medians(self) -> Mapping[_Load, float]:
         """Loads with few samples count only where there is nothing better."""
@@ -137,18 +146,18 @@ class Recorder:
         chunks = self._engine.generate(job, kv_handle=kv_handle, cached_prompt_tokens=cached_prompt_tokens)
         began = last = time.perf_counter()
         before: _Load | None = None
-        first_seconds = 0.0
+        first_seconds, first_load = 0.0, (1, 0)
         try:
             async for chunk in chunks:
                 now = time.perf_counter()
                 snapshot = self._engine.snapshot()
                 load = (max(snapshot.running_requests, 1), snapshot.depth)
                 if chunk.first_token_index == 0:
-                    first_seconds = now - began
+                    first_seconds, first_load = now - began, load
                 elif load == before and chunk.outcome is None and snapshot.waiting_requests == 0:
                     self._steps.add(load, now - last)
                 if chunk.outcome is not None and kv_handle and chunk.outcome.kv_transfer_bytes:
-                    self._transferred(chunk.outcome.kv_transfer_bytes, first_seconds, load)
+                    self._transferred(chunk.outcome.kv_transfer_bytes, first_seconds, first_load)
                 last, before = now, load
                 yield chunk
         finally:
@@ -157,9 +166,11 @@ class Recorder:
                 await close()
 
     def _transferred(self, size_bytes: int, first_seconds: float, load: _Load) -> None:
-        step = self._steps.medians().get(load)
-        if step is not None and first_seconds > step:
-            self._transfers.append((size_bytes, first_seconds - step))
+        step = self._steps.median(load)
+        if step is not None:
+            running, _ = load
+            beside = step if running == 1 else 2 * step
+            self._transfers.append((size_bytes, max(first_seconds - beside, _LEAST_SECONDS)))
 
     async def abort(self, request_id: str) -> None:
         await self._engine.abort(request_id)
