@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from streamserve.contract.errors import Overloaded, SlowConsumer
 from streamserve.v1 import worker_pb2
 from streamserve.worker import decode_many
-from streamserve.worker.decode_many import Deliver, ManyCalls, Outbox
+from streamserve.worker.decode_many import Deliver, ManyCalls
+from streamserve.worker.outbox import Outbox
 from streamserve.worker.pipeserve.engine import Chunk
 
 CALLS = 3

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streamserve.contract.errors import Cancelled, DuplicateRequest, InvalidRequest, WorkerLost
 from streamserve.contract.runtime_config import Canary, ConfigId, DepthPolicyName, RuntimeConfig, SpeculationConfig
@@ -20,9 +18,10 @@ from streamserve.worker.acks import Acks
 from streamserve.worker.drain import HELD_SECONDS, Drain, DrainState, next_state
 from streamserve.worker.flights import Flights
 from streamserve.worker.monitor.workloads import Workloads, emitted_per_step
+from streamserve.worker.outbox import merge
 from streamserve.worker.pipeserve.engine import Chunk, FinishReason, Outcome
 from streamserve.worker.reload import Reloader
-from streamserve.worker.streams import ChunkBuffer, ReportPacing, merge
+from streamserve.worker.report_pacing import ReportPacing
 
 # ---- acknowledgements ----
 
@@ -133,6 +132,24 @@ async def test_a_doomed_flight_cancels_its_work_and_raises_the_doom() -> None:
     assert cancelled.is_set()
 
 
+async def test_work_that_fails_of_the_doom_itself_raises_the_doom() -> None:
+    """Abort tells the flight and its engine in one go: the client shall hear of the abort, not of the engine's loss."""
+    flight = Flights().open("a", 1)
+    told = asyncio.Event()
+
+    async def work() -> None:
+        await told.wait()
+        raise WorkerLost("the engine was told to abort it")
+
+    def abort() -> None:
+        flight.fail(Cancelled("no more"))
+        told.set()
+
+    asyncio.get_running_loop().call_soon(abort)
+    with pytest.raises(Cancelled):
+        await flight.finish(work())
+
+
 async def test_held_prompts_are_found_by_attempt_or_all_together_and_once_only() -> None:
     flights = Flights()
     for attempt in (1, 2, 3):
@@ -158,56 +175,6 @@ def test_neighbours_merge_and_a_gap_or_a_repeat_is_refused() -> None:
     for wrong in (4, 6):
         with pytest.raises(ValueError, match="does not follow"):
             merge(chunk(3, 2), chunk(wrong, 1))
-
-
-async def test_the_first_chunk_stays_alone_and_later_ones_merge_while_the_reader_is_away() -> None:
-    buffer = ChunkBuffer()
-    for piece in (chunk(0, 1), chunk(1, 2), chunk(3, 1), chunk(4, 2, ends=True)):
-        await buffer.put(piece)
-    first, rest = await buffer.take(), await buffer.take()
-    assert list(first.token_ids) == [0]
-    assert list(rest.token_ids) == [1, 2, 3, 4, 5]
-    assert rest.outcome is not None
-    assert buffer.merged == 2
-
-
-async def test_a_full_buffer_makes_the_engine_wait_and_an_error_comes_after_what_was_put() -> None:
-    buffer = ChunkBuffer(max_tokens=2)
-    await buffer.put(chunk(0, 1))
-    await buffer.put(chunk(1, 2))
-    waiting = asyncio.ensure_future(buffer.put(chunk(3, 1)))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    await buffer.take()
-    await buffer.take()
-    await waiting
-    buffer.fail(WorkerLost("gone"))
-    buffer.fail(Cancelled("too late"))
-    assert list((await buffer.take()).token_ids) == [3]
-    with pytest.raises(WorkerLost):
-        await buffer.take()
-
-
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.lists(st.booleans(), min_size=40, max_size=40))
-def test_whatever_the_pace_every_position_is_taken_once_and_in_order(sizes: list[int], reads: list[bool]) -> None:
-    async def body() -> None:
-        buffer = ChunkBuffer()
-        taken: list[int] = []
-        at = 0
-        pending = 0
-        for size, read in zip(sizes, reads, strict=False):
-            await buffer.put(chunk(at, size))
-            at += size
-            pending += size
-            if read:
-                got = await buffer.take()
-                assert got.first_token_index == len(taken)
-                taken.extend(got.token_ids)
-        while len(taken) < at:
-            taken.extend((await buffer.take()).token_ids)
-        assert taken == list(range(at))
-
-    asyncio.run(body())
 
 
 def test_load_reports_are_paced_for_each_router_by_itself() -> None:

@@ -39,7 +39,7 @@ from streamserve.worker.acks import Acks
 from streamserve.worker.drain import Drain
 from streamserve.worker.engine_time import EngineTime
 from streamserve.worker.flights import Flights
-from streamserve.worker.grpc_front import Serving, WorkerFront
+from streamserve.worker.grpc_front import WorkerFront
 from streamserve.worker.monitor.board import SignalBoard
 from streamserve.worker.monitor.metrics import Gauges, Metrics
 from streamserve.worker.monitor.publisher import Publisher
@@ -49,6 +49,7 @@ from streamserve.worker.options import Options
 from streamserve.worker.pipeserve.engine import Engine
 from streamserve.worker.pipeserve.recorder import Recorder
 from streamserve.worker.reload import Reloader
+from streamserve.worker.serving import Serving
 from streamserve.worker.wire import WorkerIdentity
 
 _log = logs.get(__name__)

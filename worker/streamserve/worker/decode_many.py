@@ -19,24 +19,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
-from streamserve.contract.errors import InternalError, StreamServeError
+from streamserve.contract.errors import InternalError, SlowConsumer, StreamServeError
 from streamserve.runtime import logs, status
 from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import worker_pb2
 from streamserve.worker import wire
+from streamserve.worker.outbox import Load, Outbox, Part
 from streamserve.worker.pipeserve.engine import Chunk
-from streamserve.worker.streams import MAX_BUFFERED_TOKENS, merge, too_slow
 
+SLOW_READER_SECONDS: Final = 30.0
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """Parts are spread over several messages past this; far below what a peer accepts."""
 _END_SECONDS: Final = 1.0
 _log = logs.get(__name__)
 
-Load = Callable[[], worker_pb2.LoadReport]
-"""Asked when its chunk is put: until then the request still counts as one that runs."""
 Deliver = Callable[[Chunk, Load | None], Awaitable[None]]
 Answer = Callable[[worker_pb2.DecodeRequest, float | None, Deliver], Awaitable[None]]
 Write = Callable[[worker_pb2.DecodeManyResponse], Awaitable[None]]
@@ -53,97 +51,6 @@ class Watcher(Protocol):
 
     def signals_due(self, router_id: int) -> bytes | None:
         """The load to report now, or None: it has just been."""
-
-
-@dataclass(slots=True)
-class Part:
-    """Of one call, since the last message."""
-
-    chunk: Chunk | None = None
-    load: worker_pb2.LoadReport | None = None
-    ended: bool = False
-    error: bytes = b""
-
-    @property
-    def tokens(self) -> int:
-        return 0 if self.chunk is None else len(self.chunk.token_ids)
-
-
-class Outbox:
-    """Many writers, one reader. For each call at most one part, to which its chunks are added until it is taken."""
-
-    def __init__(self, max_tokens: int = MAX_BUFFERED_TOKENS) -> None:
-        self._max_tokens = max_tokens
-        self._parts: dict[int, Part] = {}
-        self._held: dict[int, Part] = {}
-        self._paused: set[int] = set()
-        self._filled = asyncio.Event()
-        self._room = asyncio.Event()
-        self._closed = False
-        self.merged = 0
-
-    async def put(self, call: int, chunk: Chunk, load: Load | None = None) -> None:
-        """Add a chunk; waits while the call's part is full."""
-        while self._part(call).tokens >= self._max_tokens:
-            self._room.clear()
-            await self._room.wait()
-        part = self._part(call)
-        if part.chunk is None:
-            part.chunk = chunk
-        else:
-            part.chunk = merge(part.chunk, chunk)
-            self.merged += 1
-        if load is not None:
-            part.load = load()
-        self._fill(call)
-
-    def end(self, call: int, error: bytes = b"") -> None:
-        """Nothing follows for this call; what was put is sent first."""
-        part = self._part(call)
-        part.ended, part.error = True, error
-        # The end of an answer is what its reader waits for, however slowly.
-        self.resume(call)
-        self._fill(call)
-
-    def drop(self, call: int) -> None:
-        """Forget the call and what was put for it."""
-        self._paused.discard(call)
-        self._parts.pop(call, None)
-        self._held.pop(call, None)
-        self._room.set()
-
-    def pause(self, call: int) -> None:
-        self._paused.add(call)
-        if (part := self._parts.pop(call, None)) is not None:
-            self._held[call] = part
-
-    def resume(self, call: int) -> None:
-        self._paused.discard(call)
-        if (part := self._held.pop(call, None)) is not None:
-            self._parts[call] = part
-            self._filled.set()
-
-    def close(self) -> None:
-        """What was put is still taken."""
-        self._closed = True
-        self._filled.set()
-
-    async def take(self) -> dict[int, Part]:
-        """All parts there are, at least one; empty once it is closed and nothing is left."""
-        while not self._parts and not self._closed:
-            self._filled.clear()
-            await self._filled.wait()
-        parts, self._parts = self._parts, {}
-        self._room.set()
-        return parts
-
-    def _part(self, call: int) -> Part:
-        where = self._held if call in self._paused else self._parts
-        return where.get(call) or where.setdefault(call, Part())
-
-    def _fill(self, call: int) -> None:
-        if call not in self._paused:
-            self._filled.set()
 
 
 class ManyCalls:
@@ -284,7 +191,10 @@ class ManyCalls:
         except TimeoutError:
             if not timer.expired():
                 raise
-            raise too_slow(self._slow_reader_seconds) from None
+            raise SlowConsumer(
+                f"nothing of the stream was read for {self._slow_reader_seconds:g} s, so it was ended; "
+                "read faster or ask for less"
+            ) from None
 
 
 def _packed(error: StreamServeError) -> bytes:

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from streamserve.contract.errors import DuplicateRequest, StreamServeError
 
@@ -42,13 +42,18 @@ class Flight:
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait((task, self.doom), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
+            # Work that fails in the same moment fails because of the doom: its engine was told, too.
+            if task.done() and not (self.doom.done() and _failed(task)):
                 return task.result()
             raise self.doom.result()
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,), timeout=wait_seconds)
+
+
+def _failed(task: asyncio.Future[Any]) -> bool:
+    return task.cancelled() or task.exception() is not None
 
 
 class Flights:

@@ -14,7 +14,7 @@ from streamserve.contract.runtime_config import MAX_DEPTH
 from streamserve.runtime.errors import SetupError
 from streamserve.runtime.grpc import split_address
 from streamserve.runtime.tls import TlsFiles, from_arguments
-from streamserve.worker.streams import SLOW_READER_SECONDS
+from streamserve.worker.decode_many import SLOW_READER_SECONDS
 
 REDIS_VARIABLE = "STREAMSERVE_REDIS_URL"
 DEFAULT_DRAIN_SECONDS = 20.0
