@@ -1,6 +1,7 @@
 """What the operator may do to the cluster, each with its reason: the reason becomes the log line and the Event.
 
     Apply      server-side apply of our fields, forced; `seed` is added when the object does not exist yet
+    Rehearse   ask the server whether it would take a new object; nothing is written
     Drain      write the drain mark on a pod: from then on the edge asks its worker to finish what it runs
     SetGate    write the readiness gate into a pod's status
     Delete     only the object with this uid: a successor of the same name is safe
@@ -51,6 +52,23 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearse:
+    """Before a pod that serves is given up for this one."""
+
+    manifest: Manifest = field(repr=False)
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["metadata"]["name"])
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """`seconds` bounds it; `since` is written down, so that an operator that starts later knows the end."""
 
@@ -84,4 +102,4 @@ class Delete:
     grace_seconds: int | None = None
 
 
-Action = Apply | Drain | SetGate | Delete
+Action = Apply | Rehearse | Drain | SetGate | Delete

@@ -5,8 +5,8 @@
     3  pods that are missing, pods whose labels or image somebody changed
     4  objects of ours that nobody wants any more
 
-An object under one of our names that is not ours is never touched: it is in `refused`, and no pod is made while
-something that pods mount is among them. One of a former StreamPair of this name is in `leftover` until it is gone.
+An object under one of our names that is not ours is never touched: it is in `refused`, and what `refusals.py` says is
+held back. One of a former StreamPair of this name is in `leftover` until it is gone.
 A fixpoint is a state for which there are no actions.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
 
 from streamserve.contract import launch
 from streamserve.contract.lane_word import READY
@@ -25,9 +24,9 @@ from streamserve.operator.compare import difference
 from streamserve.operator.desired import Desired
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Observed, Owner, Pod
+from streamserve.operator.refusals import holder
 from streamserve.operator.rollout import Rollout, rollout
 
-_MOUNTED_BY_PODS: Final = frozenset({"ConfigMap", "ServiceAccount"})
 Key = tuple[str, str]
 
 
@@ -47,11 +46,11 @@ def diff(desired: Desired, observed: Observed, now: float) -> Step:
     leftover = tuple(key for key, owner in blocked.items() if owner is Owner.LEFTOVER)
     gates = tuple(_gates(observed))
     now_to_do = rollout(desired, _after(gates, observed), now)
-    makes_pods = not any(kind in _MOUNTED_BY_PODS for kind, _ in (*refused, *leftover))
+    held_back, blocking = holder(now_to_do.actions), (*refused, *leftover)
     actions = [
         *_objects(desired, observed),
         *gates,
-        *(action for action in now_to_do.actions if makes_pods or not isinstance(action, Apply)),
+        *(action for action in now_to_do.actions if not held_back(action, blocking)),
         *_repairs(desired, observed),
         *_unwanted(desired, observed),
     ]

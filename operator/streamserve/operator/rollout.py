@@ -12,8 +12,9 @@
     stuck pod       still there STUCK_SECONDS after its own deadline: its node is gone, deleted without grace
 
 The mark is the memory: a plan that stopped halfway is taken up from the marks, and a marked pod is never taken back,
-for a worker that drains refuses work for ever. As long as no lane of a new revision has served, one lane at a time
-tries it, whatever maxUnavailable permits: a bad revision costs one lane.
+for a worker that drains refuses work for ever. Before the first pod is marked for a new revision, the API server is
+asked whether it would take the pods that are to come: one that it refuses costs no lane. As long as no lane of a new
+revision has served, one lane at a time tries it, whatever maxUnavailable permits: a bad revision costs one lane.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from streamserve.contract.lanes import (
     StartLane,
 )
 from streamserve.operator import naming
-from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason, Rehearse
 from streamserve.operator.builders import worker_pods
 from streamserve.operator.desired import Desired
 from streamserve.operator.observe import Observed, Owner, Pod
@@ -72,7 +73,8 @@ def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
     for pod in observed.pods:
         by_lane.setdefault(pod.lane, []).append(pod)
     actions: list[Action] = []
-    actions += _drains(chosen, by_lane, desired, now)
+    drains = _drains(chosen, by_lane, desired, now)
+    actions += [*_rehearsals(drains, observed, desired), *drains]
     actions += _deletions(by_lane, observed, desired, now)
     actions += _creations(chosen, by_lane, observed, desired)
     needs_surge = (
@@ -166,9 +168,23 @@ def one_trial(
     return tuple(chosen)
 
 
+def _rehearsals(drains: list[Drain], observed: Observed, desired: Desired) -> list[Rehearse]:
+    """A pod of each role of a revision of which there is none yet, before any other pod is given up for it."""
+    wanted = desired.wanted
+    unmarked = {pod.name: pod for pod in observed.pods if not pod.drain}
+    given_up = [
+        unmarked[each.name] for each in drains if each.reason is Reason.REVISION_CHANGED and each.name in unmarked
+    ]
+    if not given_up or any(pod.revision == wanted.revision for pod in observed.pods):
+        return []
+    lane = min(pod.lane for pod in given_up)
+    firsts = {slot.role: slot for slot in sorted(wanted.slots, reverse=True)}
+    return [Rehearse(desired.pod(lane, slot), Reason.REVISION_CHANGED, f"lane-{lane}") for slot in firsts.values()]
+
+
 def _drains(
     actions: tuple[planner.Action, ...], by_lane: dict[int, list[Pod]], desired: Desired, now: float
-) -> list[Action]:
+) -> list[Drain]:
     """New marks, and those that a crash left out: a lane of which one pod is marked is marked whole."""
     marks: dict[str, tuple[Pod, Reason]] = {}
     for action in actions:

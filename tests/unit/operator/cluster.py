@@ -19,7 +19,7 @@ from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
-from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Rehearse, SetGate
 from streamserve.operator.canary.memory import Memory
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.observe import Echo, Observed, Pod, observe
@@ -82,7 +82,8 @@ class Cluster:
     def reconcile(self, *, crash_after: int | None = None) -> int:
         """Decide and carry out, at most `crash_after` writes of it. Returns how many were made."""
         decision = self.decide()
-        for action in decision.actions[:crash_after]:
+        writes = [action for action in decision.actions if not isinstance(action, Rehearse)]
+        for action in writes[:crash_after]:
             before = copy.deepcopy(self.objects.get((action.kind, action.name)))
             self.carry_out(action)
             for check in self.checks:
@@ -91,7 +92,7 @@ class Cluster:
         self.decided = None if crash_after is not None else decision.memory
         if crash_after is None and decision.status is not None:
             self.body["status"] = decision.status
-        return len(decision.actions[:crash_after])
+        return len(writes[:crash_after])
 
     def carry_out(self, action: Action) -> None:
         match action:

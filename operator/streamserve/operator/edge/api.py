@@ -92,6 +92,11 @@ class Api:
         query = {"fieldManager": manager, "force": "true" if force else "false"}
         return await self._request(_Call("PATCH", path, manifest, APPLY, query, self._fence))
 
+    async def rehearse(self, path: str, manifest: Mapping[str, Any]) -> None:
+        """Whether the server would take this object; nothing is written. Raises ApiError, NotLeader."""
+        query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All"}
+        await self._request(_Call("PATCH", path, manifest, APPLY, query, self._fence))
+
     async def send(
         self,
         method: str,

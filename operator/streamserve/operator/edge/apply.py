@@ -4,36 +4,38 @@
                                (`found`). Then applied unforced: a stranger that was faster keeps what it holds.
                                With a seed: made under the seed's manager, seed included, then taken over.
     Apply, object there        server-side apply, forced
+    Rehearse                   server-side apply as a dry run. A full quota is no refusal: a pod will leave first
     Drain                      merge patch of two annotations, with the pod's uid
     SetGate                    strategic merge patch of one condition of the pod's status, with the uid
     Delete                     with the uid as a precondition; propagation in the background
 
 Not there any more (404, 410), or another object by now (409 with a uid): the action is over, the watch will tell. A
 write that is refused for good is remembered (`rejected`) and told in a condition; the rest of the decision goes on,
-but for new pods, which would mount half of what they need. Anything else ends the reconcile, which is tried again; an
-error of the server says at which object.
+but for what would be made by halves (`refusals.py`). While an object was found that the decision knew nothing of, no
+pod is made. Anything else ends the reconcile, which is tried again; an error of the server says at which object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from streamserve.operator import naming
-from streamserve.operator.actions import Action, Apply, Delete, Drain, SetGate
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Rehearse, SetGate
 from streamserve.operator.edge.api import MERGE, STRATEGIC, Api
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import Conflict, Gone, NotFound, Refused, ServerFailed
 from streamserve.operator.edge.resources import BY_KIND
 from streamserve.operator.edge.store import Store
 from streamserve.operator.naming import FIELD_MANAGER, Manifest
+from streamserve.operator.refusals import Name, holder
 from streamserve.runtime import logs
 
 SEED_MANAGER: Final = f"{FIELD_MANAGER}-seed"
+_QUOTA: Final = "exceeded quota"
 _log = logs.get(__name__)
-Name = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -56,12 +58,26 @@ class Applier:
         self._metrics = metrics
         self._utc_now = utc_now
 
-    async def carry_out(self, namespace: str, actions: Iterable[Action], shown: Set[Name]) -> Carried:
-        """`shown`: the objects that were seen when it was decided. Raises a Retryable ApiError, NotLeader."""
-        result = Carried()
+    async def carry_out(
+        self,
+        namespace: str,
+        actions: Iterable[Action],
+        shown: Set[Name],
+        refused: Mapping[Name, str] | None = None,
+        before: Carried | None = None,
+    ) -> Carried:
+        """`shown`: the objects that were seen when it was decided. `refused`: what need not be tried again yet.
+        `before`: what became of the actions before these. Raises a Retryable ApiError, NotLeader.
+        """
+        actions, refused, result = list(actions), refused or {}, before or Carried()
+        held_back = holder(actions)
         for action in actions:
             name = (action.kind, action.name)
-            if isinstance(action, Apply) and action.kind == "Pod" and (result.rejected or result.found):
+            if name in refused and isinstance(action, Apply | Rehearse):
+                continue
+            if held_back(action, {*refused, *result.rejected}):
+                continue
+            if isinstance(action, Apply) and action.kind == "Pod" and result.found:
                 continue
             try:
                 wrote = await self._one(namespace, action, name in shown, result)
@@ -95,6 +111,8 @@ class Applier:
     async def _one(self, namespace: str, action: Action, shown: bool, result: Carried) -> bool:
         if isinstance(action, Apply):
             return await self._apply(namespace, action, shown, result)
+        if isinstance(action, Rehearse):
+            return await self._rehearse(namespace, action)
         try:
             match action:
                 case Drain():
@@ -124,6 +142,14 @@ class Applier:
             await self._api.apply(path, whole, manager=SEED_MANAGER, force=False)
         self._store.put(await self._api.apply(path, action.manifest, force=False))
         return True
+
+    async def _rehearse(self, namespace: str, action: Rehearse) -> bool:
+        try:
+            await self._api.rehearse(BY_KIND[action.kind].path(namespace, action.name), action.manifest)
+        except Refused as error:
+            if _QUOTA not in error.message:
+                raise
+        return False
 
     async def _drain(self, namespace: str, action: Drain) -> None:
         notes = {naming.DRAIN: action.reason.value, naming.DRAIN_SINCE: action.since}

@@ -1,6 +1,11 @@
 """One StreamPair, once: gather what is known, let the core decide, carry it out, say it.
 
-    gather → decide → actions → status → events → what goes by other ways (configuration, drains, acknowledgements)
+    gather → decide → ConfigMap → what goes by other ways (configuration, drains, acknowledgements)
+                    → the other actions → status → events
+
+Once its ConfigMap holds a configuration it goes to the processes, whatever becomes of the other writes: nobody's quota
+or webhook delays a kill switch. Not before: a leader that comes after this one would not know of it, and might give its
+number to another.
 
 A run that wrote anything is followed by another at once, which sees what it made and finds nothing left to do.
 
@@ -25,12 +30,13 @@ from streamserve.operator.actions import Action, Apply
 from streamserve.operator.canary.evidence import Records
 from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
-from streamserve.operator.edge.apply import Applier, Carried, Name
+from streamserve.operator.edge.apply import Applier, Carried
 from streamserve.operator.edge.outcomes import ServerFailed
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Echo, Observed, observe
+from streamserve.operator.refusals import Name
 from streamserve.operator.site import Site
 from streamserve.runtime import logs
 
@@ -151,26 +157,38 @@ class Reconciler:
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
         observed = await self._gather(key, body, memory, now)
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
-        skipped = memory.rejected_now(generation, now)
-        to_do = [action for action in decision.actions if not _waits(action, skipped)]
+        refused = memory.rejected_now(generation, now)
         try:
-            carried = await self._applier.carry_out(key[0], to_do, _names(observed))
+            carried = await self._carry_out(key, memory, observed, decision, refused)
         except ServerFailed as error:
             memory.failed(error.message, now)
             if observed.failing:
                 await self._say(body, observed, decision)
             raise
         memory.failing_since = None
-        self._remember(memory, carried, skipped, decision, generation)
-        self._keep(key, memory, decision)
+        self._remember(memory, carried, refused, decision, generation)
         await self._say(body, observed, decision)
-        self._fleet.decided(key, decision, observed)
         return _earliest(
             decision.again_seconds,
             _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found or observed.failing else None,
             LOOK_AGAIN_SECONDS if memory.found else None,
             REFUSED_AGAIN_SECONDS if memory.rejected else None,
         )
+
+    async def _carry_out(
+        self, key: Key, memory: _Memory, observed: Observed, decision: Decision, refused: dict[Name, str]
+    ) -> Carried:
+        shown = _names(observed)
+        parts: tuple[list[Action], list[Action]] = [], []
+        for action in decision.actions:
+            parts[not (isinstance(action, Apply) and action.kind == "ConfigMap")].append(action)
+        configuration, others = parts
+        carried = await self._applier.carry_out(key[0], configuration, shown, refused)
+        # A ConfigMap that the watch does not show may hold a newer decision than this one.
+        if not carried.found:
+            self._keep(key, memory, decision)
+            self._fleet.decided(key, decision, observed)
+        return await self._applier.carry_out(key[0], others, shown, refused, carried)
 
     async def _gather(self, key: Key, body: Manifest, memory: _Memory, now: float) -> Observed:
         children = list(self._store.children(key))
@@ -203,14 +221,14 @@ class Reconciler:
         )
 
     def _remember(
-        self, memory: _Memory, carried: Carried, skipped: dict[Name, str], decision: Decision, generation: int
+        self, memory: _Memory, carried: Carried, refused: dict[Name, str], decision: Decision, generation: int
     ) -> None:
         now = self._clock()
         if carried.found:
             memory.found |= carried.found
             memory.looked_at = now
         wanted = {(action.kind, action.name) for action in decision.actions}
-        memory.rejected = {name: memory.rejected[name] for name in skipped if name in wanted}
+        memory.rejected = {name: memory.rejected[name] for name in refused if name in wanted}
         for name, message in carried.rejected.items():
             memory.rejected[name] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
 
@@ -228,13 +246,6 @@ class Reconciler:
         for name, status in decision.scalers.items():
             await self._writer.write(observed.children[name].live, status)
         await self._writer.tell(body, decision.events)
-
-
-def _waits(action: Action, rejected: dict[Name, str]) -> bool:
-    """A write that was just refused, and new pods while there is one."""
-    if not isinstance(action, Apply):
-        return False
-    return (action.kind, action.name) in rejected or (action.kind == "Pod" and bool(rejected))
 
 
 def _names(observed: Observed) -> frozenset[Name]:

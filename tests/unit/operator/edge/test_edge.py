@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import pytest
 
 from streamserve.contract import runtime_config
 from streamserve.contract.runtime_config import ConfigId
+from streamserve.operator import naming
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge.apply import Applier
 from streamserve.operator.edge.metrics import OperatorMetrics
@@ -24,6 +26,7 @@ from streamserve.operator.site import Site
 Body = dict[str, Any]
 MakeBody = Callable[..., Body]
 KEY = ("llm", "demo")
+NEW_REVISION = {"engine": {"kind": "Simulator", "image": "registry.example/b:1"}}
 
 
 class Silent:
@@ -54,17 +57,19 @@ class Echoing(Silent):
 
 
 class Server:
-    """Objects by path. `errors`: raised once each for the path that ends with the key, before anything is written."""
+    """Objects by path. `errors`: raised once each for a write whose path holds the key, before anything is written.
+    `refuses`: for good, for a verb or a path that holds the key."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Body] = {}
         self.calls: list[tuple[str, str]] = []
         self.errors: dict[str, list[ApiError]] = {}
+        self.refuses: dict[str, str] = {}
         self.version = 100
 
     @property
     def writes(self) -> list[str]:
-        return [f"{verb} {path}" for verb, path in self.calls if verb != "GET"]
+        return [f"{verb} {path}" for verb, path in self.calls if verb not in ("GET", "REHEARSE")]
 
     async def get(self, path: str) -> Body:
         self._called("GET", path)
@@ -87,17 +92,27 @@ class Server:
         self.objects[at] = made
         return copy.deepcopy(made)
 
+    async def rehearse(self, path: str, manifest: Mapping[str, Any]) -> None:
+        self._called("REHEARSE", path)
+
     async def send(self, method: str, path: str, body: Mapping[str, Any], **_: object) -> Body:
         self._called(method, path)
         if method == "DELETE":
             return self.objects.pop(path)
+        if path in self.objects:
+            notes = self.objects[path]["metadata"].setdefault("annotations", {})
+            notes |= body["metadata"].get("annotations", {})
+            return copy.deepcopy(self.objects[path])
         return {}
 
     def _called(self, verb: str, path: str) -> None:
         self.calls.append((verb, path))
-        for end, errors in self.errors.items():
-            if path.endswith(end) and verb != "GET" and errors:
+        for part, errors in self.errors.items():
+            if part in path and verb != "GET" and errors:
                 raise errors.pop(0)
+        for part, words in self.refuses.items():
+            if part in f"{verb} {path}" and verb != "GET":
+                raise Refused(words, status=403)
 
 
 class Bench:
@@ -139,13 +154,27 @@ class Bench:
                 return
         raise AssertionError(f"it never rests: {self.server.writes}")
 
-    def edit(self) -> None:
+    def edit(self, **spec: Any) -> None:
         """The user's apply: another generation."""
         self.server.version += 1
         body = self.store.pair(KEY)
         assert body is not None
         body["metadata"] |= {"generation": 2, "resourceVersion": str(self.server.version)}
+        body["spec"] |= spec
+        stored = self.server.objects[f"/apis/streamserve.io/v1alpha1/namespaces/{KEY[0]}/streampairs/{KEY[1]}"]
+        stored["metadata"]["generation"], stored["spec"] = 2, copy.deepcopy(body["spec"])
         self.store.put(body)
+
+    def object(self, path: str) -> Body:
+        return self.server.objects[f"/api/v1/namespaces/{KEY[0]}/{path}"]
+
+    def pods(self) -> list[Body]:
+        return [body for path, body in sorted(self.server.objects.items()) if "/pods/" in path]
+
+    def lose(self, pod: Body) -> None:
+        """Somebody deletes it."""
+        del self.server.objects[f"/api/v1/namespaces/{KEY[0]}/pods/{pod['metadata']['name']}"]
+        self.store.remove(pod)
 
     def condition(self, kind: str) -> tuple[str, str, str]:
         body = self.store.pair(KEY)
@@ -212,11 +241,90 @@ async def test_a_refused_write_is_told_with_the_servers_words_and_tried_again_la
     bench.server.errors["/poddisruptionbudgets/demo-workers"] = [Refused("exceeded quota: 1", status=403)]
     await bench.until_quiet()
     assert "exceeded quota: 1" in bench.condition("Degraded")[2]
-    assert not any("/pods/" in path for path in bench.server.objects)
+    assert any("/pods/" in path for path in bench.server.objects), "no pod mounts a PodDisruptionBudget"
     bench.now += REFUSED_AGAIN_SECONDS + 1.0
     await bench.until_quiet()
     assert bench.condition("Degraded")[0] == "False"
-    assert any("/pods/" in path for path in bench.server.objects)
+
+
+HELD_BACK = {
+    "a ConfigMap that pods mount: no pod": ("/configmaps/demo-config", ()),
+    "a pod: the rest of its lane": ("/pods/demo-decode-0-0-", ("1",)),
+}
+
+
+@pytest.mark.parametrize(("path", "lanes"), HELD_BACK.values(), ids=HELD_BACK)
+async def test_what_is_refused_holds_back_only_what_would_be_made_by_halves(
+    bench: Bench, path: str, lanes: tuple[str, ...]
+) -> None:
+    bench.server.refuses[path] = "no"
+    await bench.until_quiet()
+    assert {body["metadata"]["labels"][naming.LANE] for body in bench.pods()} == set(lanes)
+    assert bench.condition("Degraded")[1] == "WriteRefused"
+
+
+async def test_a_lost_pod_comes_back_although_another_write_is_refused_for_weeks(bench: Bench) -> None:
+    bench.server.refuses["/deployments/demo-router"] = "exceeded quota"
+    await bench.until_quiet()
+    lost = bench.pods()[0]
+    bench.lose(lost)
+    await bench.until_quiet()
+    assert lost["metadata"]["name"] in {body["metadata"]["name"] for body in bench.pods()}
+
+
+async def test_a_lane_is_not_drained_for_pods_that_the_server_would_not_take(bench: Bench) -> None:
+    await bench.until_quiet()
+    before = {body["metadata"]["name"] for body in bench.pods()}
+    bench.server.refuses["REHEARSE"] = "spec.nodeSelector: Invalid value"
+    bench.edit(**NEW_REVISION)
+    await bench.until_quiet()
+    assert not any(naming.DRAIN in body["metadata"].get("annotations", {}) for body in bench.pods())
+    assert {body["metadata"]["name"] for body in bench.pods()} == before
+    assert "spec.nodeSelector: Invalid value" in bench.condition("Degraded")[2]
+    del bench.server.refuses["REHEARSE"]
+    bench.now += REFUSED_AGAIN_SECONDS + 1.0
+    await bench.once()
+    assert any("PATCH" in call and "/pods/" in call for call in bench.server.writes), "now it is drained"
+
+
+async def test_a_full_quota_is_no_reason_not_to_drain_for_a_pod_that_will_take_the_place(bench: Bench) -> None:
+    await bench.until_quiet()
+    bench.server.refuses["REHEARSE"] = "pods is forbidden: exceeded quota: gpus"
+    bench.edit(**NEW_REVISION)
+    await bench.once()
+    assert any("PATCH" in call and "/pods/" in call for call in bench.server.writes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ServerFailed("failed calling webhook", status=500), Throttled("slow", status=429), Refused("no", status=403)],
+    ids=["500", "429", "403"],
+)
+async def test_a_kill_switch_reaches_the_processes_although_every_other_write_fails(
+    bench: Bench, error: ApiError
+) -> None:
+    await bench.until_quiet()
+    fleet = Echoing()
+    bench.reconciler = bench.restarted(fleet)
+    bench.lose(bench.pods()[0])
+    bench.server.errors["/pods"] = [error] * 100
+    bench.edit(speculation={"policy": "Off"})
+    with contextlib.suppress(type(error)):
+        await bench.once()
+    assert [id.generation for id in fleet.applied] == [2]
+    config = runtime_config.decode(bench.object("configmaps/demo-config")["data"]["config.json"])
+    assert config.id == fleet.applied[-1], "who leads next knows of it"
+
+
+async def test_a_configuration_goes_nowhere_before_its_configmap_holds_it(bench: Bench) -> None:
+    fleet = Echoing()
+    bench.reconciler = bench.restarted(fleet)
+    bench.server.errors["/configmaps/demo-config"] = [ServerFailed("broken", status=500)]
+    with pytest.raises(ServerFailed):
+        await bench.once()
+    assert fleet.applied == []
+    await bench.once()
+    assert len(fleet.applied) == 1
 
 
 async def test_a_new_spec_is_tried_at_once_although_the_one_before_was_refused(bench: Bench) -> None:
