@@ -191,6 +191,23 @@ def test_a_write_that_the_server_refuses_is_told_in_its_words(bench: OperatorBen
     bench.until("Ready", "True")
 
 
+def test_pods_that_the_namespace_would_not_take_cost_no_lane(bench: OperatorBench, operator: Process) -> None:
+    """A folder of the node in a namespace of restricted pods: the CRD cannot know, the server says so in a dry run."""
+    served(bench, operator)
+    level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    assert bench.call("PATCH", f"/api/v1/namespaces/{bench.namespace}", level, MERGE).ok
+    pods = {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"}
+    bench.edit({"model": {"source": {"hostPath": {"path": "/models/llama"}}}})
+    said = bench.until("Degraded", "True", reason="WriteRefused", seconds=10)
+    assert "violates PodSecurity" in said["message"]
+    assert "hostPath" in said["message"]
+    bench.until_quiet(operator)
+    assert {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"} == pods
+    bench.edit({"model": {"source": None}})
+    bench.until("Degraded", "False", seconds=10)
+    assert {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"} == pods
+
+
 def test_a_role_that_an_autoscaler_scales_follows_it_within_the_ratio(bench: OperatorBench, operator: Process) -> None:
     bench.create({"prefill": {"replicas": 1, "scaling": {"mode": "External"}}})
     bench.until("Ready", "True")
