@@ -240,6 +240,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 "router {{pod}}": "max by (pod) (streamserve_router_redis_connected{PAIR})",
             },
         ),
+        Panel(
+            "Life left in certificates",
+            "s",
+            {"{{secret}}": "min by (secret) (streamserve_operator_certificate_expiry_timestamp_seconds) - time()"},
+            signed=True,
+        ),
     ),
 }
 

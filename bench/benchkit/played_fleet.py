@@ -31,6 +31,7 @@ from streamserve.operator import naming
 from streamserve.operator.edge.resources import BY_KIND
 
 HANDS: Final = 3
+ROUTERS_READY: Final = {"status": {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2}}
 LIFE_MS: Final = 6 * 3_600_000
 WATCH_SECONDS: Final = 300
 Body = dict[str, Any]
@@ -65,6 +66,7 @@ class PlayedFleet:
         self._uids: dict[str, str] = {}
         self._pods: dict[str, dict[str, tuple[int, str, str, str]]] = {}
         self._echoed: dict[str, tuple[bytes, int]] = {}
+        self._routed: set[str] = set()
         self.error: BaseException | None = None
         jobs: list[Callable[[], None]] = [self._follow, self._echo, *[self._hand] * HANDS]
         self._threads = [threading.Thread(target=self._guarded, args=(job,), daemon=True) for job in jobs]
@@ -161,6 +163,16 @@ class PlayedFleet:
         if status.get("podIP") and old.get("Ready") == ready:
             return
         server.call("PATCH", f"{path}/status", {"status": running(ready=ready)}, STRATEGIC)
+        self._route(server, pod["metadata"]["labels"][naming.PAIR])
+
+    def _route(self, server: ApiServer, pair: str) -> None:
+        """What a Deployment's controller says of the pair's routers, once; no pods of theirs are made."""
+        with self._lock:
+            known = pair in self._routed
+            self._routed.add(pair)
+        if not known:
+            path = BY_KIND["Deployment"].path(self._namespace, naming.child_name(pair, naming.ROUTER), "status")
+            server.call("PATCH", path, ROUTERS_READY, STRATEGIC)
 
     def _echo(self) -> None:
         epoch = 0

@@ -18,7 +18,7 @@ from typing import Any, Final
 from tests.support.api_server import Answer, ApiServer
 from tests.support.operator_bench import SPEC, STRATEGIC
 
-from benchkit.played_fleet import running
+from benchkit.played_fleet import ROUTERS_READY, running
 from benchkit.results import BenchError, say
 from streamserve.contract.lane_word import READY, LaneReport, LaneWord
 from streamserve.contract.streampair import API_VERSION, KIND
@@ -76,6 +76,8 @@ def _pair(server: ApiServer, namespace: str, name: str, site: Site) -> None:
         if action.kind == "Pod":
             status = {"status": running(gate="True")}
             found = _taken(server.call("PATCH", f"{path}/status?fieldManager={FIELD_MANAGER}", status, STRATEGIC)).body
+        if action.kind == "Deployment":
+            found = _taken(server.call("PATCH", f"{path}/status", ROUTERS_READY, STRATEGIC)).body
         made.append(found)
     assert decision.config is not None
     echo = Echo(*decision.config.id.order)

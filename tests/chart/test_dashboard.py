@@ -22,6 +22,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from ruamel.yaml import YAML
 from tests.chart.conftest import CHART, ROOT
 from tests.chart.picture import Drawn, Point, svg
 from tests.support.api_server import ApiServer
+from tests.support.leaves import DAY, Signer, secret
 from tests.support.operator_bench import OperatorBench
 from tests.support.processes import LocalFleet, Process, free_port, wait_until
 from tests.support.steady_load import SteadyLoad
 
 from streamserve.contract.streampair.crd import definitions
+from streamserve.operator.edge.resources import SECRET
 
 SIGNALS = ROOT / "examples" / "cluster" / "autoscaling" / "signals.yaml"
 PICTURE = ROOT / "docs" / "operate" / "dashboard.svg"
@@ -114,7 +117,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             server.install(definition)
         bench = stack.enter_context(OperatorBench(server, tmp_path_factory.mktemp("bench"), NAMESPACE))
         bench.kubelet.start()
-        operator = bench.start("operator")
+        operator = bench.start("operator", *renewing(bench))
         bench.create()
         fleet = stack.enter_context(LocalFleet(tmp_path_factory.mktemp("fleet"), simulator_control=True))
         targets = {operator.ready["metrics"]: {"namespace": NAMESPACE, "pod": "operator"}}
@@ -122,6 +125,17 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         found = stack.enter_context(Prometheus(tmp_path_factory.mktemp("prometheus"), targets))
         asyncio.run(load(fleet, bench))
         yield found
+
+
+def renewing(bench: OperatorBench) -> tuple[str, ...]:
+    """Arguments for an operator that renews a certificate, which is planted and is not due."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    signer = Signer(begins=now - 10 * DAY, ends=now + 3_000 * DAY)
+    leaf = signer.leaf(begins=now - 10 * DAY, life=365 * DAY)
+    for name, pem in (("streamserve-ca", signer.pem), ("streamserve", leaf)):
+        answer = bench.call("POST", SECRET.path(NAMESPACE), secret(pem, NAMESPACE, name))
+        assert answer.ok, answer.body
+    return "--renew-authority=streamserve-ca", f"--renew={NAMESPACE}/streamserve"
 
 
 def labels_of(name: str, pair: str) -> dict[str, str]:

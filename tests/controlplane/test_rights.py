@@ -13,7 +13,7 @@ from tests.support.leaves import DAY, Signer, secret
 from tests.support.operator_bench import PAIR, Body, OperatorBench
 from tests.support.processes import wait_until
 
-from streamserve.operator.edge.resources import BY_KIND, LEASE, SECRET
+from streamserve.operator.edge.resources import BY_KIND, EVENT, LEASE, SECRET
 
 Right = tuple[str, str, str]
 ROWS: list[dict[str, Any]] = YAML(typ="safe").load(Path(__file__).parents[1] / "chart" / "rbac.yaml")
@@ -32,6 +32,8 @@ OWN_LEASE: set[Right] = {(LEASE.group, LEASE.plural, verb) for verb in ("create"
 # Asked for inside the API server, by an admission plugin that is off by default.
 UNSEEN: set[Right] = {("streamserve.io", "streampairs/finalizers", "update")}
 NAME = "operator"
+HELD = f"{PAIR}-decode-1"
+MISSING = 'MountVolume.SetUp failed for volume "tls" : secret "own-tls" not found'
 EXTERNAL: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "External"}}}
 ALONE: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "Fixed"}}}
 
@@ -68,8 +70,13 @@ def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) ->
     renewed = [f"--renew={limited.namespace}/{name}" for name in LEAVES]
     with FaultProxy(limited.server) as proxy:
         operator = limited.start(NAME, f"--renew-authority={AUTHORITY}", *renewed, server=proxy.url)
+        limited.kubelet.holds = {HELD}
         limited.create(EXTERNAL)
+        _say_what_is_missing(limited)
+        assert MISSING in limited.until("Degraded", "True", reason="ContainerCannotStart")["message"]
+        limited.kubelet.holds = set()
         limited.until("Ready", "True")
+        assert limited.condition("Degraded")["status"] == "False"
         limited.edit({"engine": {"kind": "Simulator", "args": {"max-num-seqs": "7"}}})
         limited.until("Ready", "True")
         limited.until_quiet(operator)
@@ -86,6 +93,27 @@ def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) ->
     place = SECRET.path(limited.namespace)
     secrets = {each for each in proxy.answered if each.path.startswith(place)}
     assert {(right, each.path.removeprefix(f"{place}/")) for each in secrets for right in rights_of(each)} == BY_NAME
+
+
+def _say_what_is_missing(bench: OperatorBench) -> None:
+    """The Event of a kubelet that cannot make the container of the pod that is held."""
+
+    def held() -> Body | None:
+        found = (pod for pod in bench.all("Pod") if pod["metadata"]["name"].startswith(HELD))
+        return next((pod["metadata"] for pod in found if pod.get("status", {}).get("containerStatuses")), None)
+
+    metadata = wait_until(held, seconds=30, what="the kubelet has begun with the pod")
+    event = {
+        "metadata": {"name": "held.1"},
+        "involvedObject": {"kind": "Pod", "namespace": bench.namespace, "name": metadata["name"]}
+        | {"uid": metadata["uid"]},
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": MISSING,
+        "lastTimestamp": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+    answer = bench.call("POST", EVENT.path(bench.namespace), event)
+    assert answer.ok, answer.body
 
 
 def _plant_certificates_that_are_due(bench: OperatorBench) -> None:

@@ -7,7 +7,7 @@
 `Kubelet` is a thread that marks pods as running and ready when their readiness gate is true, gives them an IP, ends
 those that are deleted, and speaks for the workers in Redis: it publishes their signals with the configuration that it
 finds there. It also plays the router (every lane with both pods running is READY) and the garbage collector. There
-are no controllers: nobody makes pods for the router's Deployment.
+are no controllers: nobody makes pods for the router's Deployment, whose status says all the same that they are ready.
 """
 
 from __future__ import annotations
@@ -321,6 +321,8 @@ class Kubelet:
                 running.setdefault(pair, {}).setdefault(f"{lane}/{revision}", set()).add(role)
         for pair, lanes in running.items():
             self._route(client, pair, lanes)
+        for deployment in self.bench.all("Deployment"):
+            self._deploy(deployment)
         self._collect(set(pairs.values()))
 
     def _status(self, pod: Body, *, up: bool) -> None:
@@ -345,6 +347,15 @@ class Kubelet:
             made |= {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
         path = BY_KIND["Pod"].path(self.bench.namespace, pod["metadata"]["name"], "status")
         self.bench.call("PATCH", path, {"status": made}, STRATEGIC)
+
+    def _deploy(self, deployment: Body) -> None:
+        """A Deployment's pods are ready as soon as it is there."""
+        replicas = deployment["spec"]["replicas"]
+        if deployment.get("status", {}).get("readyReplicas") == replicas:
+            return
+        path = BY_KIND["Deployment"].path(self.bench.namespace, deployment["metadata"]["name"], "status")
+        ready = {"replicas": replicas, "readyReplicas": replicas, "availableReplicas": replicas}
+        self.bench.call("PATCH", path, {"status": ready}, MERGE)
 
     def _speak(self, client: redis.Redis, pair: str, uid: str, pod: Body, revision: str) -> None:
         """The worker's signals, with the configuration that it would have taken from Redis."""

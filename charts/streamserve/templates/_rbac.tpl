@@ -26,7 +26,7 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [list, create]
 {{- end }}
 
 {{/* Whether the operator renews certificates; empty: it may not read a Secret then. */}}

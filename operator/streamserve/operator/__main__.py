@@ -20,6 +20,7 @@ from streamserve.operator.edge.health import Health
 from streamserve.operator.edge.lease import Elector
 from streamserve.operator.edge.login import REFRESH_SECONDS, login
 from streamserve.operator.edge.metrics import OperatorMetrics
+from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.reconcile import Reconciler
 from streamserve.operator.edge.renewal import Renewal
 from streamserve.operator.edge.resources import WATCHED
@@ -63,6 +64,7 @@ class Operator:
             Applier(api, store, metrics, _utc_now),
             StatusWriter(api, store, metrics, _utc_now),
             self._fleet,
+            PodEvents(api),
             settings.site,
             clock=clock,
             utc_now=_utc_now,

@@ -1,18 +1,21 @@
 """The conditions of a StreamPair: what each says, decided from one step, and when its time changes.
 
-    Available             True: at least one lane takes traffic
+    Available             True: at least one lane takes traffic, and a router is there to send it
     Ready                 True: every wanted lane of the current revision does, whole; the one to wait for
     Progressing           True: something is under way; False: nothing is left to do, or it cannot go on (reason)
     PrefillReady          True: every wanted prefill pod of the current revision is ready
     DecodeReady           the same for decode
-    ConfigApplied         True: every serving process has echoed this generation's configuration, and no canary of it
-                          is held or has come back
+    ConfigApplied         True: every serving process has echoed this generation's configuration, a router is among
+                          them, and no canary of it is held or has come back
     Degraded              True: somebody has to look; the message says at what
     SpeculationEffective  True: drafting is under way; False: it is off, or its law has failed; Unknown: no word yet
 
 Each is a function from the facts to (status, reason, message). `transitions` compares with what is stored: a time
 changes with its status only, and an event is worth telling when status or reason did. Messages are cut to a length
 that a terminal can show; the first cause is at their front.
+
+A router is ready while it knows a lane that takes traffic, so with no lane to wait for none is asked for, and which of
+the two is missing is told by the lanes: as long as none takes traffic, it is they.
 """
 
 from __future__ import annotations
@@ -27,10 +30,14 @@ from streamserve.contract.streampair import DepthPolicy, Method
 from streamserve.operator import naming
 from streamserve.operator.desired import Desired
 from streamserve.operator.diff import Step
-from streamserve.operator.observe import Observed, Pod
+from streamserve.operator.observe import Observed, Pod, Router, seconds_of
 
 MAX_MESSAGE_LENGTH: Final = 1_024
 OVERDUE_SECONDS: Final = 60.0
+ROUTERLESS_SECONDS: Final = 120.0
+"""A router has this long to be scheduled, pulled and started, and to be back where all are gone."""
+STEADY_SECONDS: Final = 60.0
+"""A router that has run for so long does not die of its start; it may wait for lanes for minutes."""
 _BY_ECHOES: Final = ("ConfigApplied", "SpeculationEffective")
 _TOLD_AT_FIRST: Final = (("Progressing", "True"), ("Degraded", "True"))
 
@@ -103,6 +110,11 @@ class Facts:
     def _lanes_with(self, counts: Callable[[Pod], bool]) -> int:
         roles = [{pod.lane for pod in self.observed.pods if counts(pod) and pod.slot.role == r} for r in naming.ROLES]
         return len(set.intersection(*roles))
+
+    @property
+    def lacks_router(self) -> bool:
+        """Nobody takes requests for the lanes that are wanted."""
+        return self.observed.ready_routers == 0 and self.desired.wanted.lanes > 0
 
     @property
     def applied(self) -> tuple[int, int]:
@@ -190,6 +202,8 @@ def _stored(old: Mapping[str, Any]) -> Condition:
 def _available(facts: Facts) -> Condition:
     wanted = facts.desired.wanted.lanes
     message = f"{facts.serving_lanes} of {wanted} lanes take traffic"
+    if facts.serving_lanes and facts.lacks_router:
+        return Condition("Available", "False", "NoRouterReady", f"{_without_router(facts)}; {message}")
     if facts.serving_lanes:
         return Condition("Available", "True", "LanesReady", message)
     return Condition("Available", "False", "ScaledToZero" if wanted == 0 else "NoLaneReady", message)
@@ -199,10 +213,12 @@ def _ready(facts: Facts, degraded: Condition) -> Condition:
     parts = [f"{facts.ready(role)} of {facts.total(role)} {role} pods" for role in naming.ROLES]
     message = f"{' and '.join(parts)} of revision {facts.desired.wanted.revision} are ready"
     whole = all(facts.ready(role) == facts.total(role) for role in naming.ROLES)
-    if whole and len(facts.observed.pods) == len(facts.current):
+    if whole and len(facts.observed.pods) == len(facts.current) and not facts.lacks_router:
         return Condition("Ready", "True", "LanesReady", message)
     if degraded.status == "True":
         return Condition("Ready", "False", degraded.reason, f"{degraded.message}; {message}")
+    if whole and facts.lacks_router:
+        return Condition("Ready", "False", "NoRouterReady", f"{_without_router(facts)}; {message}")
     return Condition("Ready", "False", "LanesNotReady" if not whole else "LanesLeaving", message)
 
 
@@ -252,13 +268,16 @@ def _config_applied(facts: Facts) -> Condition:
         if (echo := facts.observed.echoes.get(name)) is not None and echo.error
     ]
     canary = facts.desired.canary.not_applied
-    if of and applied == of and canary is None:
+    whole = bool(of) and applied == of
+    if whole and canary is None and not facts.lacks_router:
         return Condition("ConfigApplied", "True", "Applied", message)
     if refusing:
         return Condition("ConfigApplied", "False", "ConfigRefused", f"{'; '.join(refusing)}; {message}")
     if canary is not None:
         reason, said = canary
         return Condition("ConfigApplied", "False", reason, f"{said}; {message}")
+    if whole:
+        return Condition("ConfigApplied", "False", "NoRouterReady", f"{_without_router(facts)}; {message}")
     return Condition("ConfigApplied", "False", "Applying" if of else "NobodyServes", message)
 
 
@@ -272,10 +291,17 @@ def _degraded(facts: Facts) -> Condition:
     if facts.observed.failing:
         return Condition("Degraded", "True", "WriteFails", f"the API server fails: {facts.observed.failing}")
     staying = [pod for pod in facts.observed.pods if not pod.leaving]
+    routers = [router for router in facts.observed.routers if not router.leaving]
     for reason, said in _CAUSES.items():
-        for pod in staying:
-            if cause := said(pod):
-                return Condition("Degraded", "True", reason, f"pod {pod.name}: {cause}")
+        processes: tuple[Pod | Router, ...] = (*staying, *routers)
+        for each in processes:
+            if cause := said(each, facts.now):
+                return Condition("Degraded", "True", reason, f"pod {each.name}: {cause}")
+    if facts.observed.routers_refused:
+        message = f"the router's Deployment can make no pod: {facts.observed.routers_refused}"
+        return Condition("Degraded", "True", "RouterPodsRefused", message)
+    if facts.lacks_router and (left := _routerless_in_seconds(facts.observed, facts.now)) is not None and left <= 0.0:
+        return Condition("Degraded", "True", "NoRouterReady", _without_router(facts))
     for pod in facts.observed.pods:
         if (left := _overdue_in_seconds(pod, facts.now)) is not None and left <= 0.0:
             return Condition("Degraded", "True", "PodNotGone", _not_gone(pod))
@@ -294,9 +320,46 @@ def _degraded(facts: Facts) -> Condition:
 
 
 def overdue_in_seconds(observed: Observed, now: float) -> float | None:
-    """When a pod that is going will have stayed too long, if it stays; None where none is going, or has already."""
-    left = (_overdue_in_seconds(pod, now) for pod in observed.pods)
+    """When what is awaited will have taken too long, if it goes on: a pod that is going, a router that is not ready.
+    None where nothing is awaited, or has taken too long already."""
+    left = [_overdue_in_seconds(pod, now) for pod in observed.pods]
+    left += [_routerless_in_seconds(observed, now), *(_steady_in_seconds(router, now) for router in observed.routers)]
     return min((each for each in left if each is not None and each > 0.0), default=None)
+
+
+def _routerless_in_seconds(observed: Observed, now: float) -> float | None:
+    """Until the lack of a router is worth a look; None while one is ready, or one runs and no lane is there for it.
+
+    Counted from the latest of what may have begun it: a router that stopped being ready, or a lane that opened, which
+    routers have yet to see.
+    """
+    routers = [router for router in observed.routers if not router.leaving]
+    open_since = [pod.gate_since_seconds for pod in observed.pods if pod.takes_requests]
+    deployment = next((child for child in observed.children.values() if child.kind == "Deployment"), None)
+    runs = any(router.running_since_seconds is not None for router in routers)
+    if observed.ready_routers or deployment is None or (runs and not open_since):
+        return None
+    created = seconds_of(deployment.live["metadata"].get("creationTimestamp"))
+    since = max((router.unready_since_seconds for router in routers), default=created)
+    return max(since, *open_since, created) + ROUTERLESS_SECONDS - now
+
+
+def _steady_in_seconds(router: Router, now: float) -> float | None:
+    """Until a router that has died and runs again is one that stays up; None for others."""
+    if router.ready or not router.restarts or router.running_since_seconds is None:
+        return None
+    return router.running_since_seconds + STEADY_SECONDS - now
+
+
+def _without_router(facts: Facts) -> str:
+    """What there is in place of a router that is ready."""
+    routers = [router for router in facts.observed.routers if not router.leaving]
+    if not routers:
+        return "no router is there: its Deployment has no pod"
+    running = [router.name for router in routers if router.running_since_seconds is not None]
+    if running:
+        return f"no router is ready: pod {running[0]} runs and does not say that it is"
+    return f"no router is ready: pod {routers[0].name} does not run"
 
 
 def _overdue_in_seconds(pod: Pod, now: float) -> float | None:
@@ -313,28 +376,29 @@ def _not_gone(pod: Pod) -> str:
     return f"pod {pod.name} should have been gone at {due}: node {pod.node or '(none)'} does not say that it stopped"
 
 
-def _image(pod: Pod) -> str:
+def _image(pod: Pod | Router, now: float) -> str:
     return pod.stuck if "Image" in pod.stuck.partition(":")[0] else ""
 
 
-def _cannot_start(pod: Pod) -> str:
-    return pod.stuck
+def _cannot_start(pod: Pod | Router, now: float) -> str:
+    return pod.stuck or pod.held_back
 
 
-def _crashes(pod: Pod) -> str:
+def _crashes(pod: Pod | Router, now: float) -> str:
     """One that has never taken traffic cannot start; one that has is let off until it dies over and over."""
-    never_served = pod.gate is None
-    if pod.ready or pod.restarts < (1 if never_served else FAILURES_LIMIT):
+    if pod.ready or pod.restarts < (FAILURES_LIMIT if pod.has_served else 1):
+        return ""
+    if isinstance(pod, Router) and (left := _steady_in_seconds(pod, now)) is not None and left <= 0.0:
         return ""
     times = "once" if pod.restarts == 1 else f"{pod.restarts} times"
     return f"restarted {times}; its last words: {pod.last_words or 'none'}"
 
 
-def _unschedulable(pod: Pod) -> str:
+def _unschedulable(pod: Pod | Router, now: float) -> str:
     return pod.unschedulable
 
 
-_CAUSES: Final[dict[str, Callable[[Pod], str]]] = {
+_CAUSES: Final[dict[str, Callable[[Pod | Router, float], str]]] = {
     "ImagePullFailed": _image,
     "ContainerCannotStart": _cannot_start,
     "CrashLoop": _crashes,

@@ -8,6 +8,9 @@ What a pod's container says is read from its status alone, the last lines of one
 since the epoch. Beside the objects stand three facts that the API server does not know: each lane's state as routers
 publish it, what workers and routers echo of their configuration, and which draining pods have nothing left to do. Of
 a pair that holds a canary there are the routers' records as well.
+
+Routers are a Deployment's pods, so none of them is made or ended here. They are looked at for what keeps them from
+serving, as workers are; how many are ready is their Deployment's own count.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from streamserve.contract.lanes import Slot
 from streamserve.contract.streampair import KIND
 from streamserve.operator import naming
 from streamserve.operator.builders import parts, scalers, worker_pods
+from streamserve.operator.builders import router as router_pods
 from streamserve.operator.canary.evidence import Records
 from streamserve.operator.canary.memory import Memory, recall
 from streamserve.operator.naming import Manifest
@@ -34,6 +38,9 @@ KINDS: Final = frozenset(
     }
 )
 """What we make. Controllers copy our labels onto objects of their own (EndpointSlices): those are not looked at."""
+
+_BEING_MADE: Final = frozenset({"ContainerCreating", "PodInitializing"})
+"""Not stuck by itself: an image of 10 GB is pulled for minutes. What hinders it, Events say (`events.py`)."""
 
 STUCK_REASONS: Final = frozenset(
     {
@@ -51,7 +58,9 @@ class Owner(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A worker's pod. `gate` is None until the readiness gate was first written, that is, until it first served."""
+    """A worker's pod. `gate` is None until the readiness gate was first written, that is, until it first served.
+    `making_since_seconds`: when it came to a node whose kubelet has not made its container yet, None while there is
+    nothing to wait for. `held_back`: why the kubelet does not get on with that, as its Events say."""
 
     name: str
     uid: str
@@ -75,10 +84,16 @@ class Pod:
     drain_since_seconds: float = 0.0
     deletion_seconds: float | None = None
     node: str = ""
+    making_since_seconds: float | None = None
+    held_back: str = ""
 
     @property
     def leaving(self) -> bool:
         return bool(self.drain) or self.deletion_seconds is not None
+
+    @property
+    def has_served(self) -> bool:
+        return self.gate is not None
 
     @property
     def takes_requests(self) -> bool:
@@ -96,6 +111,27 @@ class Pod:
     @property
     def serves(self) -> bool:
         return self.ready and not self.leaving
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """A router's pod. It is ready while it knows a lane that takes traffic, so one that runs and is not ready may wait
+    for workers. `running_since_seconds` is None while its container does not run. One that ended for good (evicted)
+    counts as leaving: its Deployment makes another."""
+
+    name: str
+    uid: str
+    ready: bool = False
+    has_served: bool = False
+    leaving: bool = False
+    restarts: int = 0
+    stuck: str = ""
+    unschedulable: str = ""
+    last_words: str = ""
+    running_since_seconds: float | None = None
+    unready_since_seconds: float = 0.0
+    making_since_seconds: float | None = None
+    held_back: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +165,13 @@ class Observed:
     for good, and its words. `failing`: what it keeps answering to a write that it may take later, empty while it does
     not. `asked` is False until the processes have once been asked for their echoes. `memory`: the configuration as it
     was last written, and where its canary stands. `goodput` is None while the routers' records have not been read.
-    `redis_away`: why Redis has not answered for a while, empty while it does."""
+    `redis_away`: why Redis has not answered for a while, empty while it does. `ready_routers` is the Deployment's own
+    count; `routers_refused`: what the API server says to the pods that it would make, empty while they are taken."""
 
     pods: tuple[Pod, ...] = ()
+    routers: tuple[Router, ...] = ()
+    ready_routers: int = 0
+    routers_refused: str = ""
     children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
     others: Mapping[tuple[str, str], Owner] = field(default_factory=dict)
     lanes: LaneWord | None = None
@@ -180,6 +220,7 @@ def observe(
     """`objects`: everything in the pair's namespace that carries its label or one of its names. `decided`: what this
     process has wanted the ConfigMap to hold."""
     pods: list[Pod] = []
+    routers: list[Router] = []
     children: dict[tuple[str, str], Child] = {}
     others: dict[tuple[str, str], Owner] = {}
     for live in objects:
@@ -190,12 +231,18 @@ def observe(
         pod = pod_of(pair, live) if key[0] == "Pod" and owner is Owner.OURS else None
         if pod is not None:
             pods.append(pod)
+        elif _is_router(live, pair):
+            routers.append(router_of(live))
         elif owner is Owner.OURS and key[0] != "Pod":
             children[key] = Child(*key, live["metadata"].get("uid", ""), live)
         else:
             others[key] = owner
+    ready_routers, routers_refused = _deployment(children.get(("Deployment", naming.child_name(pair, naming.ROUTER))))
     return Observed(
         pods=tuple(sorted(pods, key=lambda pod: (pod.lane, pod.slot, pod.name))),
+        routers=tuple(sorted(routers, key=lambda router: router.name)),
+        ready_routers=ready_routers,
+        routers_refused=routers_refused,
         children=children,
         others=others,
         lanes=lanes,
@@ -224,6 +271,15 @@ def _memory(config_map: Child | None, uid: str, decided: Memory | None) -> Memor
     return decided if decided.config.id.order >= stored.config.id.order else stored
 
 
+def _deployment(router: Child | None) -> tuple[int, str]:
+    """(ready pods, why it can make none) as its controller says."""
+    status = router.live.get("status", {}) if router is not None else {}
+    failures = (each for each in status.get("conditions", ()) if each["type"] == "ReplicaFailure")
+    failure = next((each for each in failures if each.get("status") == "True"), None)
+    said = "" if failure is None else str(failure.get("message") or failure.get("reason") or "no message")
+    return int(status.get("readyReplicas") or 0), said
+
+
 def owner_of(live: Manifest, pair: str, uid: str) -> Owner:
     metadata = live["metadata"]
     controller = next((ref for ref in metadata.get("ownerReferences", ()) if ref.get("controller")), None)
@@ -246,12 +302,8 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         return None
     lane, slot, revision = place
     notes = metadata.get("annotations", {})
-    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
+    conditions, container = _conditions(status), _container(status, worker_pods.CONTAINER)
     gate, ready = conditions.get(naming.LANE_READY), conditions.get("Ready", {})
-    container: dict[str, Any] = next(
-        (c for c in status.get("containerStatuses", ()) if c["name"] == worker_pods.CONTAINER), {}
-    )
-    scheduled = conditions.get("PodScheduled", {})
     created = seconds_of(metadata.get("creationTimestamp"))
     deletion = metadata.get("deletionTimestamp")
     return Pod(
@@ -269,7 +321,7 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         gate_since_seconds=seconds_of((gate or {}).get("lastTransitionTime")),
         restarts=int(container.get("restartCount", 0)),
         stuck=_stuck(container),
-        unschedulable=str(scheduled.get("message", "")) if scheduled.get("status") == "False" else "",
+        unschedulable=_unschedulable(conditions),
         last_words=_last_words(container),
         created_seconds=created,
         unready_since_seconds=seconds_of(ready.get("lastTransitionTime")) or created,
@@ -277,7 +329,63 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         drain_since_seconds=seconds_of(notes.get(naming.DRAIN_SINCE)),
         deletion_seconds=None if deletion is None else seconds_of(deletion),
         node=str(live.get("spec", {}).get("nodeName") or ""),
+        making_since_seconds=_making_since_seconds(conditions, container),
     )
+
+
+def _is_router(live: Manifest, pair: str) -> bool:
+    """As the pair's Service finds them, and not made by hand."""
+    metadata = live["metadata"]
+    labels = metadata.get("labels", {})
+    if live["kind"] != "Pod" or (labels.get(naming.PAIR), labels.get(naming.ROLE)) != (pair, naming.ROUTER):
+        return False
+    return any(ref.get("controller") and ref.get("kind") == "ReplicaSet" for ref in metadata.get("ownerReferences", ()))
+
+
+def router_of(live: Manifest) -> Router:
+    metadata, status = live["metadata"], live.get("status", {})
+    conditions, container = _conditions(status), _container(status, router_pods.CONTAINER)
+    created, ready = seconds_of(metadata.get("creationTimestamp")), conditions.get("Ready", {})
+    turned = seconds_of(ready.get("lastTransitionTime"))
+    begun = seconds_of(conditions.get("Initialized", {}).get("lastTransitionTime"))
+    running = container.get("state", {}).get("running")
+    is_ready = ready.get("status") == "True"
+    return Router(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        ready=is_ready,
+        # A kubelet writes Ready for the first time when it begins with a pod: a later time is that of a change.
+        has_served=is_ready or 0.0 < begun < turned,
+        leaving="deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
+        restarts=int(container.get("restartCount", 0)),
+        stuck=_stuck(container),
+        unschedulable=_unschedulable(conditions),
+        last_words=_last_words(container),
+        running_since_seconds=None if running is None else seconds_of(running.get("startedAt")),
+        unready_since_seconds=turned or created,
+        making_since_seconds=_making_since_seconds(conditions, container),
+    )
+
+
+def _conditions(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {condition["type"]: condition for condition in status.get("conditions", ())}
+
+
+def _container(status: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return next((c for c in status.get("containerStatuses", ()) if c["name"] == name), {})
+
+
+def _unschedulable(conditions: Mapping[str, Mapping[str, Any]]) -> str:
+    scheduled = conditions.get("PodScheduled", {})
+    return str(scheduled.get("message", "")) if scheduled.get("status") == "False" else ""
+
+
+def _making_since_seconds(conditions: Mapping[str, Mapping[str, Any]], container: Mapping[str, Any]) -> float | None:
+    scheduled = conditions.get("PodScheduled", {})
+    waiting = container.get("state", {}).get("waiting", {})
+    if scheduled.get("status") != "True" or waiting.get("reason") not in _BEING_MADE:
+        return None
+    return seconds_of(scheduled.get("lastTransitionTime"))
 
 
 def _stuck(container: Mapping[str, Any]) -> str:

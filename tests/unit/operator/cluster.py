@@ -159,6 +159,8 @@ class Cluster:
         for key, live in list(self.objects.items()):
             if key[0] == "Pod" and "containers" in live["spec"] and self._moves():
                 self._kubelet(key, live)
+            elif key[0] == "Deployment":
+                live["status"] = {"readyReplicas": live["spec"]["replicas"]}
         self._router()
         return self._state() != before
 

@@ -12,12 +12,14 @@ from streamserve.contract.streampair import StreamPair
 from streamserve.operator.conditions import (
     MAX_MESSAGE_LENGTH,
     OVERDUE_SECONDS,
+    ROUTERLESS_SECONDS,
+    STEADY_SECONDS,
     Condition,
     overdue_in_seconds,
     transitions,
 )
 from streamserve.operator.decide import decide
-from streamserve.operator.observe import Echo, Observed, Pod
+from streamserve.operator.observe import Echo, Observed, Pod, Router
 from streamserve.operator.site import Site
 
 from .cluster import Cluster
@@ -31,6 +33,16 @@ def pods(change: Callable[[Pod], Pod]) -> Change:
     return lambda seen: replace(seen, pods=(change(seen.pods[0]), *seen.pods[1:]))
 
 
+def no_router_ready(*pods: Router) -> Change:
+    """`pods` are what there is of them."""
+    return lambda seen: replace(seen, ready_routers=0, routers=pods)
+
+
+def router(**changes: Any) -> Router:
+    """A pod of the router that its kubelet has just begun with."""
+    return replace(Router(name="tiny-router-5d8-x7k2p", uid="r"), unready_since_seconds=START, **changes)
+
+
 def echoes(**changes: Echo) -> Change:
     def change(seen: Observed) -> Observed:
         names = {"first": seen.pods[0].name, "router": "router-1"}
@@ -40,6 +52,7 @@ def echoes(**changes: Echo) -> Change:
 
 
 LONG_AGO, LATER = 60.0, 1e11
+START = 1_800_000_000.0
 
 
 def _held(pod: Pod, finalizer: str) -> dict[str, Any]:
@@ -96,6 +109,22 @@ CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]]
         {},
         pods(lambda pod: replace(pod, ready=False, stuck='CreateContainerConfigError: secret "hf" not found')),
         {"Degraded": ("True", "ContainerCannotStart", 'secret "hf" not found')},
+    ),
+    "a Secret that a pod mounts is missing, as its Events say": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, gate=None, held_back='FailedMount: secret "own-tls" not found')),
+        {
+            "Degraded": ("True", "ContainerCannotStart", 'FailedMount: secret "own-tls" not found'),
+            "Ready": ("False", "ContainerCannotStart", 'secret "own-tls" not found'),
+        },
+    ),
+    "a PersistentVolumeClaim is missing": (
+        {},
+        pods(lambda pod: replace(pod, ready=False, unschedulable='persistentvolumeclaim "weights" not found')),
+        {
+            "Degraded": ("True", "Unschedulable", '-decode-0-0-'),
+            "Ready": ("False", "Unschedulable", 'persistentvolumeclaim "weights" not found'),
+        },
     ),
     "no GPU is free": (
         {},
@@ -191,6 +220,104 @@ CASES: dict[str, tuple[dict[str, Any], Change, dict[str, tuple[str, str, str]]]]
         ),
         {"Degraded": ("True", "ImagePullFailed", "no such tag")},
     ),
+    "a router's image can not be pulled and none is ready": (
+        {},
+        no_router_ready(router(stuck="ImagePullBackOff: no such tag")),
+        {
+            "Degraded": ("True", "ImagePullFailed", "pod tiny-router-5d8-x7k2p: ImagePullBackOff: no such tag"),
+            "Available": ("False", "NoRouterReady", "pod tiny-router-5d8-x7k2p does not run; 2 of 2 lanes"),
+            "Ready": ("False", "ImagePullFailed", "tiny-router-5d8-x7k2p"),
+            "ConfigApplied": ("False", "NoRouterReady", "5 of 5 have applied"),
+            "DecodeReady": ("True", "PodsReady", "2 of 2"),
+        },
+    ),
+    "a router of another image can not start, and the one of before serves on": (
+        {},
+        lambda seen: replace(seen, routers=(router(stuck="ErrImagePull: denied"), router(name="old", ready=True))),
+        {
+            "Degraded": ("True", "ImagePullFailed", "pod tiny-router-5d8-x7k2p: ErrImagePull: denied"),
+            "Available": ("True", "LanesReady", ""),
+            "Ready": ("True", "LanesReady", ""),
+            "ConfigApplied": ("True", "Applied", ""),
+        },
+    ),
+    "a router dies as soon as it starts": (
+        {},
+        no_router_ready(router(restarts=1, last_words="error: no such flag")),
+        {"Degraded": ("True", "CrashLoop", "pod tiny-router-5d8-x7k2p: restarted once; its last words: error: no")},
+    ),
+    "a router that served has died once and is back in a moment": (
+        {},
+        no_router_ready(router(restarts=1, has_served=True, last_words="OOMKilled 137")),
+        {
+            "Degraded": ("False", "AsExpected", ""),
+            "Available": ("False", "NoRouterReady", "does not run"),
+            "Ready": ("False", "NoRouterReady", "2 of 2 decode pods"),
+        },
+    ),
+    "a router that served keeps dying": (
+        {},
+        no_router_ready(router(restarts=4, has_served=True, last_words="OOMKilled 137")),
+        {"Degraded": ("True", "CrashLoop", "restarted 4 times; its last words: OOMKilled 137")},
+    ),
+    "a router died of its start, stays up now and waits for lanes": (
+        {},
+        no_router_ready(router(restarts=1, running_since_seconds=START - STEADY_SECONDS)),
+        {"Degraded": ("False", "AsExpected", ""), "Available": ("False", "NoRouterReady", "runs and does not say")},
+    ),
+    "no node has room for a router": (
+        {},
+        no_router_ready(router(unschedulable="0/2 nodes: Insufficient cpu")),
+        {"Degraded": ("True", "Unschedulable", "pod tiny-router-5d8-x7k2p: 0/2 nodes: Insufficient cpu")},
+    ),
+    "a Secret that a router mounts is missing": (
+        {},
+        no_router_ready(router(held_back='FailedMount: secret "streamserve" not found')),
+        {"Degraded": ("True", "ContainerCannotStart", 'tiny-router-5d8-x7k2p: FailedMount: secret "streamserve"')},
+    ),
+    "a quota leaves no room for routers": (
+        {},
+        lambda seen: replace(seen, ready_routers=0, routers_refused='pods "x" is forbidden: exceeded quota: small'),
+        {
+            "Degraded": ("True", "RouterPodsRefused", "exceeded quota: small"),
+            "Available": ("False", "NoRouterReady", "its Deployment has no pod"),
+            "Ready": ("False", "RouterPodsRefused", "exceeded quota: small"),
+        },
+    ),
+    "a lane has just opened, and a router that has waited for it long has yet to see it": (
+        {},
+        no_router_ready(replace(router(running_since_seconds=1.0), unready_since_seconds=1.0)),
+        {"Degraded": ("False", "AsExpected", ""), "Available": ("False", "NoRouterReady", "")},
+    ),
+    "a router was evicted and another one serves": (
+        {},
+        lambda seen: replace(seen, routers=(router(leaving=True, restarts=9), router(name="new", ready=True))),
+        {"Degraded": ("False", "AsExpected", ""), "Available": ("True", "LanesReady", "")},
+    ),
+    "lanes start, and routers wait for the first": (
+        {},
+        lambda seen: replace(
+            seen,
+            pods=tuple(replace(pod, ready=False, gate=None) for pod in seen.pods),
+            ready_routers=0,
+            routers=(router(running_since_seconds=1.0),),
+        ),
+        {
+            "Available": ("False", "NoLaneReady", "0 of 2 lanes"),
+            "Ready": ("False", "LanesNotReady", "0 of 2 decode pods"),
+            "Degraded": ("False", "AsExpected", ""),
+        },
+    ),
+    "without lanes no router has to be ready": (
+        {"lanes": 0},
+        no_router_ready(router(running_since_seconds=1.0)),
+        {
+            "Available": ("False", "ScaledToZero", ""),
+            "Ready": ("True", "LanesReady", "0 of 0"),
+            "Degraded": ("False", "AsExpected", ""),
+            "ConfigApplied": ("True", "Applied", "1 of 1"),
+        },
+    ),
     "speculation is under way": (
         {"speculation": {"method": "Ngram"}},
         lambda seen: seen,
@@ -248,6 +375,39 @@ def test_a_pod_that_is_going_is_looked_at_again_when_it_should_be_gone(make_body
     assert again is not None and again <= 30.0 + OVERDUE_SECONDS
     assert overdue_in_seconds(going, cluster.now + 30.0 + OVERDUE_SECONDS) is None
     assert overdue_in_seconds(cluster.observe(), cluster.now) is None
+
+
+def test_routers_that_stay_away_are_looked_at_again_and_somebody_is_called(make_body: MakeBody, site: Site) -> None:
+    """Every one was ready until now, and runs on: nobody says what is wrong with it."""
+    cluster = Cluster(make_body(generation=3), site)
+    cluster.settle()
+    began = cluster.now
+    lost = replace(router(running_since_seconds=1.0), unready_since_seconds=began)
+    seen = no_router_ready(lost)(cluster.observe())
+    assert overdue_in_seconds(seen, began) == ROUTERLESS_SECONDS
+    again = decide(cluster.body, site, seen, began).again_seconds
+    assert again is not None and again <= ROUTERLESS_SECONDS
+    degraded = {}
+    for after in (ROUTERLESS_SECONDS - 1.0, ROUTERLESS_SECONDS):
+        decision = decide(cluster.body, site, seen, began + after)
+        assert decision.status is not None
+        degraded[after] = next(each for each in decision.status["conditions"] if each["type"] == "Degraded")
+    early, late = degraded.values()
+    assert (early["status"], late["status"], late["reason"]) == ("False", "True", "NoRouterReady")
+    assert "no router is ready: pod tiny-router-5d8-x7k2p runs" in late["message"]
+
+
+def test_a_deployment_that_makes_no_pod_at_all_is_told(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body(generation=3), site)
+    cluster.settle()
+    seen = no_router_ready()(cluster.observe())
+    decision = decide(cluster.body, site, seen, cluster.now + ROUTERLESS_SECONDS)
+    assert decision.status is not None
+    degraded = next(each for each in decision.status["conditions"] if each["type"] == "Degraded")
+    assert (degraded["reason"], degraded["message"]) == (
+        "NoRouterReady",
+        "no router is there: its Deployment has no pod",
+    )
 
 
 def test_the_status_counts_what_there_is(make_body: MakeBody, site: Site) -> None:

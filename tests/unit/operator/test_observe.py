@@ -10,7 +10,7 @@ import pytest
 from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.contract.lanes import Slot
 from streamserve.operator import naming
-from streamserve.operator.observe import Owner, observe, owner_of, pod_of, seconds_of, together
+from streamserve.operator.observe import Owner, Router, observe, owner_of, pod_of, router_of, seconds_of, together
 
 OURS = {naming.MANAGED_BY: naming.MANAGER, naming.PAIR: "tiny"}
 
@@ -93,8 +93,23 @@ CASES = {
         container(state={"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}),
         {"stuck": "ImagePullBackOff: no such tag"},
     ),
-    "a container that is being made is not stuck": Case(
-        container(state={"waiting": {"reason": "ContainerCreating"}}), {"stuck": ""}
+    "a container that is being made is not stuck, and has been in the making since it came to its node": Case(
+        {
+            **container(state={"waiting": {"reason": "ContainerCreating"}}),
+            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-11-21T12:00:00Z"}],
+        },
+        {"stuck": "", "making_since_seconds": seconds_of("2026-11-21T12:00:00Z")},
+    ),
+    "a container whose image can not be pulled says so itself": Case(
+        {
+            **container(state={"waiting": {"reason": "ErrImagePull"}}),
+            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-11-21T12:00:00Z"}],
+        },
+        {"stuck": "ErrImagePull: no message", "making_since_seconds": None},
+    ),
+    "a volume claim that is missing keeps a pod from its node": Case(
+        {"conditions": [{"type": "PodScheduled", "status": "False", "message": 'persistentvolumeclaim "w" not found'}]},
+        {"unschedulable": 'persistentvolumeclaim "w" not found', "making_since_seconds": None},
     ),
     "a crash loop and its last line": Case(
         container(
@@ -128,6 +143,100 @@ def test_pod(name: str) -> None:
     pod = pod_of("tiny", {"kind": "Pod", "metadata": metadata, "status": case.status})
     assert pod is not None
     assert {field: getattr(pod, field) for field in case.want} == case.want
+
+
+BEGUN, CHANGED = "2026-11-21T12:00:00Z", "2026-11-21T12:05:00Z"
+
+
+def router_pod(ready: bool, turned: str = BEGUN, phase: str = "Running", **fields: Any) -> dict[str, Any]:
+    """As the Deployment's ReplicaSet makes it, with what its kubelet says."""
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": "tiny-router-5d8-x7k2p",
+            "uid": "r",
+            "labels": OURS | {naming.ROLE: naming.ROUTER},
+            "ownerReferences": owned_by("rs", "ReplicaSet", "tiny-router-5d8"),
+            "creationTimestamp": BEGUN,
+        },
+        "status": {
+            "phase": phase,
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": BEGUN},
+                {"type": "Initialized", "status": "True", "lastTransitionTime": BEGUN},
+                {"type": "Ready", "status": "True" if ready else "False", "lastTransitionTime": turned},
+            ],
+            "containerStatuses": [{"name": "router", "restartCount": 0, **fields}],
+        },
+    }
+
+
+ROUTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "serves": (
+        router_pod(True, CHANGED, state={"running": {"startedAt": BEGUN}}),
+        {"ready": True, "has_served": True, "leaving": False, "running_since_seconds": seconds_of(BEGUN)},
+    ),
+    "has never been ready": (
+        router_pod(False, restartCount=2, state={"waiting": {"reason": "CrashLoopBackOff"}}),
+        {"ready": False, "has_served": False, "restarts": 2, "running_since_seconds": None, "stuck": ""},
+    ),
+    "was ready once": (router_pod(False, CHANGED), {"has_served": True, "unready_since_seconds": seconds_of(CHANGED)}),
+    "can not pull its image": (
+        router_pod(False, state={"waiting": {"reason": "ErrImagePull", "message": "denied"}}),
+        {"stuck": "ErrImagePull: denied"},
+    ),
+    "waits for what it mounts": (
+        router_pod(False, state={"waiting": {"reason": "ContainerCreating"}}),
+        {"stuck": "", "making_since_seconds": seconds_of(BEGUN)},
+    ),
+    "was evicted": (router_pod(False, CHANGED, phase="Failed"), {"leaving": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_that(name: str) -> None:
+    live, want = ROUTERS[name]
+    router = router_of(live)
+    assert {field: getattr(router, field) for field in want} == want
+
+
+def test_pods_of_the_routers_deployment_are_routers_and_nobody_elses_are() -> None:
+    theirs, by_hand, workers = router_pod(True), router_pod(True), router_pod(True)
+    theirs["metadata"]["labels"] = OURS | {naming.PAIR: "other", naming.ROLE: naming.ROUTER}
+    by_hand["metadata"]["ownerReferences"] = []
+    workers["metadata"]["labels"] = OURS | {naming.ROLE: "decode"}
+    for name, pod in (("theirs", theirs), ("by-hand", by_hand), ("workers", workers)):
+        pod["metadata"]["name"] = name
+    seen = observe("tiny", "u", [theirs, by_hand, workers, router_pod(True)])
+    assert [router.name for router in seen.routers] == ["tiny-router-5d8-x7k2p"]
+    assert isinstance(seen.routers[0], Router)
+    assert {name for _, name in seen.others} == {"theirs", "by-hand", "workers"}
+
+
+def deployment(status: dict[str, Any], name: str = "tiny-router") -> dict[str, Any]:
+    return {
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": OURS, "ownerReferences": owned_by("u")},
+        "status": status,
+    }
+
+
+REFUSED = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: small"}
+DEPLOYMENTS: dict[str, tuple[list[dict[str, Any]], tuple[int, str]]] = {
+    "counts the routers that are ready": ([deployment({"replicas": 3, "readyReplicas": 2})], (2, "")),
+    "that says nothing yet has none": ([deployment({})], (0, "")),
+    "says why it can make no pod": ([deployment({"conditions": [REFUSED]})], (0, "exceeded quota: small")),
+    "that could not once is past it": ([deployment({"conditions": [REFUSED | {"status": "False"}]})], (0, "")),
+    "of another name is no router's": ([deployment({"readyReplicas": 2}, "tiny-other")], (0, "")),
+    "that is not there has none": ([], (0, "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment(name: str) -> None:
+    objects, want = DEPLOYMENTS[name]
+    seen = observe("tiny", "u", objects)
+    assert (seen.ready_routers, seen.routers_refused) == want
 
 
 def test_objects_that_controllers_make_with_our_labels_are_not_looked_at() -> None:

@@ -32,6 +32,7 @@ from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried
 from streamserve.operator.edge.outcomes import ServerFailed
+from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
@@ -128,6 +129,7 @@ class Reconciler:
         applier: Applier,
         writer: StatusWriter,
         fleet: Fleet,
+        pod_events: PodEvents,
         site: Site,
         *,
         clock: Callable[[], float],
@@ -138,6 +140,7 @@ class Reconciler:
         self._applier = applier
         self._writer = writer
         self._fleet = fleet
+        self._pod_events = pod_events
         self._site = site
         self._clock = clock
         self._utc_now = utc_now
@@ -150,12 +153,14 @@ class Reconciler:
         if body is None:
             self._memories.pop(key, None)
             self._fleet.forget(key)
+            self._pod_events.forget(key)
             return None
         memory = self._memories.setdefault(key, _Memory())
         if memory.term != self._term():
             memory.term, memory.decided = self._term(), None
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
-        observed = await self._gather(key, body, memory, now)
+        seen = await self._gather(key, body, memory, now)
+        observed = await self._pod_events.told(key, seen, self._utc_now().timestamp())
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
         refused = memory.rejected_now(generation, now)
         try:
@@ -173,6 +178,7 @@ class Reconciler:
             _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found or observed.failing else None,
             LOOK_AGAIN_SECONDS if memory.found else None,
             REFUSED_AGAIN_SECONDS if memory.rejected else None,
+            self._pod_events.again_seconds(key, observed, self._utc_now().timestamp()),
         )
 
     async def _carry_out(

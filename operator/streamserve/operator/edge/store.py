@@ -28,6 +28,7 @@ _DROPPED: Final = frozenset({"managedFields", "selfLink"})
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _POD_STATUS: Final = ("phase", "podIP", "conditions")
 _CONTAINER_STATUS: Final = ("name", "ready", "restartCount", "state", "lastState")
+_FAILURE: Final = ("type", "status", "reason", "message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,8 @@ def slim(body: Manifest) -> Manifest:
     made: Manifest = {**body, "metadata": metadata}
     if body["kind"] == "Pod":
         made["spec"], made["status"] = _pod_spec(body.get("spec", {})), _pod_status(body.get("status", {}))
+    elif body["kind"] == "Deployment":
+        made["status"] = _deployment_status(body.get("status", {}))
     elif body["kind"] not in (KIND, scalers.KIND):
         made.pop("status", None)
     return made
@@ -207,3 +210,14 @@ def _pod_status(status: Manifest) -> Manifest:
         {key: found[key] for key in _CONTAINER_STATUS if key in found} for found in status.get("containerStatuses", ())
     ]
     return made
+
+
+def _deployment_status(status: Manifest) -> Manifest:
+    """How many pods are ready, and why none can be made; its other conditions change with every rollout."""
+    failures = [
+        {key: found[key] for key in _FAILURE if key in found}
+        for found in status.get("conditions", ())
+        if found["type"] == "ReplicaFailure"
+    ]
+    made: Manifest = {"readyReplicas": status["readyReplicas"]} if status.get("readyReplicas") else {}
+    return made | ({"conditions": failures} if failures else {})

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -17,6 +18,7 @@ from streamserve.operator.decide import Decision
 from streamserve.operator.edge.apply import Applier
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound, Refused, ServerFailed, Throttled
+from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.reconcile import FAILING_SECONDS, REFUSED_AGAIN_SECONDS, Heard, Reconciler
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
@@ -137,6 +139,7 @@ class Bench:
             Applier(server, self.store, metrics, self._utc_now),
             StatusWriter(server, self.store, metrics, self._utc_now),
             fleet,
+            PodEvents(server),
             self.site,
             clock=lambda: self.now,
             utc_now=self._utc_now,
@@ -209,6 +212,40 @@ async def test_what_changed_is_told_once(bench: Bench) -> None:
     again = [call for call in bench.server.writes if call.startswith("POST")]
     assert len(first) == 1, "that something is under way: what is said for the first time is no change"
     assert again == []
+
+
+async def test_what_a_pod_waits_for_is_read_off_its_events_and_told_within_ten_seconds(bench: Bench) -> None:
+    await bench.until_quiet()
+    pod = bench.pods()[0]
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    bench.server.version += 1
+    pod["metadata"]["resourceVersion"] = str(bench.server.version)
+    pod["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2027-01-15T08:00:00Z"}],
+        "containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+    }
+    bench.store.put(pod)
+    query = urlencode({"fieldSelector": f"involvedObject.name={name},involvedObject.uid={uid}", "limit": 200})
+    bench.server.objects[f"/api/v1/namespaces/{KEY[0]}/events?{query}"] = {
+        "items": [
+            {
+                "reason": "FailedMount",
+                "message": 'secret "own-tls" not found',
+                "lastTimestamp": pod["status"]["conditions"][0]["lastTransitionTime"],
+            }
+        ]
+    }
+    again = await bench.once()
+    assert bench.condition("Degraded")[0] == "False"
+    assert again is not None and again <= 5.0
+    bench.now = again
+    await bench.once()
+    said = f'pod {name}: FailedMount: secret "own-tls" not found'
+    assert bench.condition("Degraded") == ("True", "ContainerCannotStart", said)
+    assert [call for call in bench.server.calls if call[0] == "GET"] == [
+        ("GET", f"/api/v1/namespaces/llm/events?{query}")
+    ]
 
 
 async def test_a_strangers_object_is_left_alone_and_told_and_no_pod_is_made_that_would_mount_it(bench: Bench) -> None:

@@ -66,6 +66,26 @@ def test_only_what_decisions_read_is_kept_and_only_a_change_of_that_is_news() ->
     assert store.put(pod(version=3, phase="Running")) == Change(KEY)
 
 
+def test_of_a_deployment_it_is_kept_how_many_pods_are_ready_and_why_none_can_be_made() -> None:
+    store = Store()
+    quota = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+
+    def deployment(version: int, **status: Any) -> Body:
+        metadata = {"name": "llama-router", "namespace": "llm", "uid": "d", "resourceVersion": str(version)}
+        labels = {"labels": {naming.PAIR: "llama"}}
+        return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata | labels, "status": status}
+
+    rolling = {"type": "Progressing", "status": "True", "lastUpdateTime": "2026-11-21T12:00:00Z"}
+    assert store.put(deployment(1)) == Change(KEY)
+    assert store.put(deployment(2, replicas=2, conditions=[rolling])) is None
+    assert store.put(deployment(3, replicas=2, readyReplicas=1)) == Change(KEY)
+    refused = deployment(4, replicas=2, readyReplicas=1, conditions=[rolling, quota | {"lastUpdateTime": "x"}])
+    assert store.put(refused) == Change(KEY)
+    kept = store.get(("Deployment", "llm", "llama-router"))
+    assert kept is not None
+    assert kept["status"] == {"readyReplicas": 1, "conditions": [quota]}
+
+
 def test_an_event_that_is_older_than_the_answer_to_a_write_changes_nothing() -> None:
     store = Store()
     store.put(pod(version=10, phase="Running"))
