@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.action == "load":
             load()
         elif args.action == "down":
-            teardown.down(KUBERNETES.binary())
-            say("nothing of it is left")
+            say(teardown.down(KUBERNETES.binary()))
         elif args.action == "status":
             return status()
         else:

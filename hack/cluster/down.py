@@ -1,36 +1,44 @@
-"""Ends and removes all that the cluster made, whatever of it still lives, and nothing else. May be run again."""
+"""Ends and removes all that the cluster made, whatever of it still lives, and nothing else. May be run again.
+
+At its end it looks for what is left all the same (remains.py), and fails where there is something.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import network
 import node as nodes
+import remains
 from control_plane import is_ready, kubectl
 from layout import BEFORE, FOLDER, NODES, Node
-from shell import attempt, say, stop
+from shell import Failed, attempt, say, stop
 
 RUNTIME = "io.containerd.runtime.v2.task"
-CGROUPS = Path("/sys/fs/cgroup")
 POD_NAMESPACE = re.compile(r"/run/netns/cni-[0-9a-f-]+")
 EMPTY_FOLDERS = (
     *("/run/containerd/runc/k8s.io", "/run/containerd/runc", "/run/containerd/s", "/run/containerd"),
     *("/var/lib/cni/results", "/var/lib/cni", "/run/netns"),
 )
+SETTLE_SECONDS = 15.0
 
 
-def down(kubernetes: Path) -> None:
-    """All of it. The images that were built stay, they are not in the folder."""
+def down(kubernetes: Path) -> str:
+    """All of it; how that ended. The images that were built stay, they are not in the folder. Raises Failed where
+    something is left."""
     if not BEFORE.exists():
         shutil.rmtree(FOLDER, ignore_errors=True)
-        return
+        return "there is none"
+    before: remains.Machine | None = json.loads(BEFORE.read_text()).get("machine")
+    ran = remains.programs()
     # Nothing makes pods any more; then the kubelets take theirs down the ordinary way.
     stop(*(FOLDER / name for name in ("policies", "metrics-api", "kube-scheduler", "kube-controller-manager")))
     if kubernetes.exists() and is_ready(kubernetes):
@@ -51,13 +59,29 @@ def down(kubernetes: Path) -> None:
     for node in NODES:
         if node.namespace is not None:
             node.namespace.unlink(missing_ok=True)
-    for cgroup in (*CGROUPS.glob("*/k8s.io"), CGROUPS / "k8s.io"):
-        _remove_cgroup(cgroup)
+    _remove_cgroups()
     network.restore()
-    shutil.rmtree(FOLDER)
+    left = [] if before is None else _left(before, ran)
+    # What is mounted in there would be removed with the folder.
+    if not any(each.startswith(f"mount {FOLDER}/") for each in left):
+        shutil.rmtree(FOLDER)
     for folder in EMPTY_FOLDERS:
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
+    if left:
+        raise Failed(f"this is left of it and is to be removed by hand: {'; '.join(left)}")
+    if before is None:
+        return "it is removed; what was there before it was not written down, so whether something is left is not known"
+    return "nothing of it is left"
+
+
+def _left(before: remains.Machine, ran: Mapping[str, tuple[int, str]]) -> list[str]:
+    """What is left when the kernel has had the time to end processes, and with namespaces their links."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (left := remains.left(before, ran)) and time.monotonic() < end:
+        time.sleep(0.5)
+        _remove_cgroups()
+    return left
 
 
 def _empty(node: Node) -> None:
@@ -77,7 +101,7 @@ def _empty(node: Node) -> None:
 def _end(task: Path) -> None:
     """A container whose containerd is gone: its processes by its cgroup, its shim by its folder."""
     say(f"ending container {task.name[:12]}, whose containerd is gone")
-    for group in (*CGROUPS.glob(f"*/k8s.io/{task.name}"), CGROUPS / "k8s.io" / task.name):
+    for group in (*remains.CGROUPS.glob(f"*/k8s.io/{task.name}"), remains.CGROUPS / "k8s.io" / task.name):
         with contextlib.suppress(OSError):
             for pid in (group / "cgroup.procs").read_text().split():
                 _kill(int(pid))
@@ -124,11 +148,11 @@ def _unmount() -> None:
             attempt("umount", "--lazy", point)
 
 
-def _remove_cgroup(top: Path) -> None:
-    if not top.is_dir():
-        return
-    for path in sorted((each for each in top.rglob("*") if each.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):
-            path.rmdir()
-    with contextlib.suppress(OSError):
-        top.rmdir()
+def _remove_cgroups() -> None:
+    for top in remains.control_groups():
+        found: list[Path] = []
+        with contextlib.suppress(OSError):  # what ends meanwhile takes its own along
+            found = [each for each in top.rglob("*") if each.is_dir()]
+        for path in (*sorted(found, reverse=True), top):
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 
+import remains
 from layout import BEFORE, FIRST, FOLDER, GUARD, NODE_BRIDGE, NODES, POD_BRIDGE, PODS, SECOND_LINK, SERVICES, Node
 from shell import attempt, call
 
@@ -26,7 +27,6 @@ SYSCTLS = (
     "kernel.keys.root_maxkeys",
     "kernel.keys.root_maxbytes",
 )
-FAMILIES = ("iptables", "ip6tables")
 TABLES = ("nat", "filter", "mangle", "raw")
 OWN_CHAINS = "(?:KUBE|SS)-"
 
@@ -37,8 +37,9 @@ def remember() -> None:
         return
     values = {name: value for name in SYSCTLS if (value := attempt("sysctl", "-n", name).strip())}
     tables = attempt("nft", "list", "tables").splitlines()
+    there = remains.machine()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    BEFORE.write_text(json.dumps({"sysctls": values, "tables": tables}))
+    BEFORE.write_text(json.dumps({"sysctls": values, "tables": tables, "machine": there}))
 
 
 def connect() -> None:
@@ -74,7 +75,7 @@ def _separate(node: Node) -> None:
 
 def disconnect() -> None:
     """Remove the rules of kube-proxy, of the policies and ours, the links and with them their routes."""
-    for family in FAMILIES:
+    for family in remains.FAMILIES:
         for table in TABLES:
             _remove_rules(family, table)
     for link in (POD_BRIDGE, SECOND_LINK, NODE_BRIDGE):

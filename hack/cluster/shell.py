@@ -60,7 +60,7 @@ def start(name: Path, command: Sequence[str], cwd: Path | None = None) -> None:
         child = subprocess.Popen(
             list(command), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    name.with_suffix(".pid").write_text(f"{child.pid} {_started(child.pid)}")
+    name.with_suffix(".pid").write_text(f"{child.pid} {started(child.pid)}")
 
 
 def is_running(name: Path) -> bool:
@@ -88,13 +88,13 @@ def _signal(name: Path, number: signal.Signals) -> None:
 def _pid(name: Path) -> int | None:
     """Of the program that was started under this name, while it runs."""
     try:
-        pid, started = name.with_suffix(".pid").read_text().split()
+        pid, began = name.with_suffix(".pid").read_text().split()
     except (OSError, ValueError):
         return None
-    return int(pid) if _started(int(pid)) == started else None
+    return int(pid) if started(int(pid)) == began else None
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """Clock ticks since boot; empty for a process that is none, or only waits to be reaped."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

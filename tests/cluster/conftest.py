@@ -54,14 +54,18 @@ def timed(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[None]:
     TIMES[name.removeprefix("test_")] = round(time.monotonic() - began, 1)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The result, as bench/results/cluster-DATE.json holds it."""
-    if not TIMES:
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The result, as bench/results/cluster-DATE.json holds it: after pytest's own last line."""
+    terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
         return
-    counted = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error")}
+    counted = {kind: len(terminal.stats.get(kind, ())) for kind in ("passed", "failed", "error")}
+    if not any(counted.values()):
+        return
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     stamp = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.stdout.strip()}
     machine = {"cores": os.cpu_count(), "kernel": platform.release()}
-    terminalreporter.write_line(json.dumps({**stamp, "machine": machine, **counted, "step_seconds": TIMES}))
+    terminal.write_line(json.dumps({**stamp, "machine": machine, **counted, "step_seconds": TIMES}))

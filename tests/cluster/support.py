@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests.cluster import client
+from tests.cluster.client import Streams, Traffic
 from tests.support.processes import wait_until
 
 LOOK_SECONDS = 0.2
 TRAFFIC_SECONDS = 1_200
+# A request may take 60 s.
+ENDED_SECONDS = 70
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "serving"
@@ -144,20 +149,33 @@ class Cluster:
         return [json.loads(line) for line in text.splitlines()]
 
     @contextmanager
-    def load(self) -> Iterator[None]:
-        """Requests over as many connections at once as _LOAD says, from the client's pod, while the block lasts."""
+    def streams(self, users: int = 4, max_tokens: int = 512, pause_seconds: float = 0.05) -> Iterator[Streams]:
+        """Answers of so many tokens over so many connections at once, from the client's pod, while the block lasts."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
         target = f"{PAIR}-router.{NAMESPACE}.svc:50051"
-        command = [*own, "exec", "--stdin", CLIENT, "--", "python3", "-c", _LOAD, target, TLS, str(TRAFFIC_SECONDS)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        given = (target, TLS, str(users), str(max_tokens), str(pause_seconds), str(TRAFFIC_SECONDS))
+        command = [*own, "exec", "--stdin", CLIENT, "--", "python3", "-c", client.STREAMS, *given]
+        streams = Streams()
+        with (
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child,
+            ThreadPoolExecutor(1) as reader,
+        ):
             assert child.stdin is not None
             assert child.stdout is not None
             assert child.stdout.readline().strip() == "begun"
-            yield
-            said, _ = child.communicate(timeout=60)
-        counted = json.loads(said.splitlines()[-1])
-        assert counted["failed"] == [], counted
-        assert counted["answered"] > 0
+            reading = reader.submit(streams.follow, child.stdout)
+            try:
+                yield streams
+            finally:
+                child.stdin.close()
+                try:
+                    status = child.wait(ENDED_SECONDS)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    status = child.wait()
+                reading.result()
+                if status != 0:
+                    streams.failed.append(f"the client ended with status {status}")
 
     @contextmanager
     def silent_kubelet(self, node: str) -> Iterator[None]:
@@ -174,7 +192,7 @@ class Cluster:
         """A client that sends one request after another for as long as the block lasts, from its pod."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
         stop = f"/tmp/stop-{uuid4().hex}"
-        loop = _LOOP.format(command=" ".join(generate_command()), stop=stop, seconds=TRAFFIC_SECONDS)
+        loop = client.LOOP.format(command=" ".join(generate_command()), stop=stop, seconds=TRAFFIC_SECONDS)
         command = [*own, "exec", CLIENT, "--", "sh", "-c", loop]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
             traffic = Traffic()
@@ -187,70 +205,6 @@ class Cluster:
                 for line in child.stdout:
                     traffic.took(line.strip())
                 child.wait(60)
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What became of the requests; known after the block."""
-
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
-
-    def took(self, line: str) -> None:
-        if line == "ok":
-            self.answered += 1
-        else:
-            self.failed.append(line)
-
-
-# Until it is told to stop, or has been forgotten. Each request is a process and a connection of its own: the worst case
-# for a router that leaves.
-_LOOP = """
-echo begun
-end=$(($(date +%s) + {seconds}))
-while [ ! -e {stop} ] && [ "$(date +%s)" -lt "$end" ]; do
-  if {command} --max-tokens 32 "Tell me about tides" > /tmp/out 2> /tmp/err; then echo ok; else tail -1 /tmp/err; fi
-done
-[ -e {stop} ] || echo "the time for traffic is over"
-rm -f {stop}
-"""
-
-
-# A handful of users who read their answer before they ask again, until standard input ends.
-_LOAD = """
-import json, sys, threading
-import grpc
-from streamserve.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-
-target, tls, seconds = sys.argv[1:]
-ca, key, certificate = (open(f"{tls}/{name}", "rb").read() for name in ("ca.crt", "tls.key", "tls.crt"))
-credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-over, answered, failed = threading.Event(), [], []
-
-def user(number):
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.secure_channel(target, credentials, options) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        while not over.wait(0.5):
-            sampling = common_pb2.SamplingParams(max_tokens=64, ignore_eos=True)
-            prompt = common_pb2.Prompt(text=f"User {number} asks for the {len(answered)}th time about tides.")
-            try:
-                for chunk in stub.Generate(inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling), timeout=60):
-                    pass
-                answered.append(number)
-            except grpc.RpcError as error:
-                failed.append(f"{error.code()}: {error.details()}")
-
-users = [threading.Thread(target=user, args=(number,)) for number in range(6)]
-[each.start() for each in users]
-print("begun", flush=True)
-ended = threading.Timer(float(seconds), lambda: (failed.append("the time for load is over"), over.set()))
-ended.daemon = True
-ended.start()
-threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-[each.join() for each in users]
-print(json.dumps({"answered": len(answered), "failed": failed[:10]}), flush=True)
-"""
 
 
 def generate_command(pair: str = PAIR, namespace: str = NAMESPACE) -> Sequence[str]:

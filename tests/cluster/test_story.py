@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sysconfig
 import time
-import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from tests.cluster import client, leftovers, scraped
 from tests.cluster.support import (
     CHART,
     CLIENT,
@@ -42,44 +43,16 @@ VERDICT_SECONDS = 620
 # A node counts as silent 50 s after its kubelet's last word.
 SILENCE_SECONDS = 100
 AUTOSCALED_SECONDS = 90
+# Four clients begin anew at times of their own.
+GAP_SECONDS = 1.0
+# A container that ends at once is started anew after 0, 10 and 20 s, and its kubelet looks when it has time.
+HALTED_SECONDS = 120
+HELD_SECONDS = 20
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
     *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
     f"--set=namespaces={{{NAMESPACE},{ENGINES}}}",
 ]
-HTTP = f"""
-import json, ssl, sys, urllib.error, urllib.request
-context = ssl.create_default_context(cafile="{TLS}/ca.crt")
-headers = {{"Content-Type": "application/json"}}
-if sys.argv[1] == "certificate":
-    context.load_cert_chain("{TLS}/tls.crt", "{TLS}/tls.key")
-elif sys.argv[1] == "token":
-    headers["Authorization"] = "Bearer " + sys.stdin.read()
-body = {{"model": "llama", "max_tokens": 8, "messages": [{{"role": "user", "content": "What is a tide?"}}]}}
-request = urllib.request.Request(
-    "https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions", json.dumps(body).encode(), headers)
-try:
-    print(urllib.request.urlopen(request, timeout=30, context=context).read().decode())
-except urllib.error.HTTPError as error:
-    print(json.dumps({{"status": error.code}}))
-"""
-
-
-# A policy drops what it does not let in: that is silence. A port where nobody listens refuses at once.
-REACH = """
-import json, socket, sys
-said = {}
-for target in sys.argv[1:]:
-    host, _, port = target.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 3).close()
-        said[target] = "open"
-    except TimeoutError:
-        said[target] = "silent"
-    except OSError as error:
-        said[target] = str(error)
-print(json.dumps(said))
-"""
 
 
 def test_two_nodes_are_ready_and_have_gpus(cluster: Cluster) -> None:
@@ -116,10 +89,22 @@ def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
         assert answer["usage"]["completion_tokens"] == 8
     assert _over_http(cluster, "nothing", "") == {"status": 401}
     assert _over_http(cluster, "token", token + "s") == {"status": 401}
+    assert _over_grpc(cluster, token) == {"tokens": 8}
+    for refused in ("", token + "s"):
+        assert _over_grpc(cluster, refused) == {"code": "UNAUTHENTICATED"}
 
 
 def _over_http(cluster: Cluster, shown: str, token: str) -> Body:
-    words = ("exec", "--stdin", "client", "--", "python3", "-c", HTTP, shown)
+    url = f"https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions"
+    words = ("exec", "--stdin", CLIENT, "--", "python3", "-c", client.HTTP, url, TLS, shown)
+    answer: Body = json.loads(cluster.kubectl(*words, given=token))
+    return answer
+
+
+def _over_grpc(cluster: Cluster, token: str) -> Body:
+    """On the port that takes tokens and asks for no certificate."""
+    target = f"{PAIR}-router.{NAMESPACE}.svc:50052"
+    words = ("exec", "--stdin", CLIENT, "--", "python3", "-c", client.TOKEN, target, TLS)
     answer: Body = json.loads(cluster.kubectl(*words, given=token))
     return answer
 
@@ -204,7 +189,7 @@ def test_a_canary_that_is_worse_comes_back_and_one_that_is_better_goes_to_all_la
     deep, none = {"min": 4, "max": 4}, {"min": 0, "max": 0}
     cluster.edit({"routing": {"policy": "RoundRobin"}, "speculation": {"depth": deep, "rollout": at_once}})
     cluster.until("ConfigApplied", "True", 10)
-    with cluster.load():
+    with cluster.streams(users=6, max_tokens=64, pause_seconds=0.5) as streams:
         cluster.edit({"speculation": {"depth": none, "rollout": tried}})
         cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
         cluster.until("ConfigApplied", "False", VERDICT_SECONDS, "CanaryWorse")
@@ -215,6 +200,8 @@ def test_a_canary_that_is_worse_comes_back_and_one_that_is_better_goes_to_all_la
         cluster.until("ConfigApplied", "False", 10, "CanaryHolding")
         cluster.until("ConfigApplied", "True", VERDICT_SECONDS)
         cluster.wait(lambda: _depths_by_lane(cluster) == {"lane-0": {4}, "lane-1": {4}}, 30, "both lanes as the canary")
+    assert streams.failed == []
+    assert streams.answered
     cluster.edit(
         {"routing": {"policy": "FlowGuard"}, "speculation": {"depth": {"min": 1, "max": 6}, "rollout": at_once}}
     )
@@ -273,12 +260,19 @@ def test_without_redis_an_edit_arrives_by_the_configmap_and_an_empty_redis_is_fi
 
 
 def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(cluster: Cluster) -> None:
+    """Four clients stream all the while, without a pause; what begins while a lane is away goes to the other."""
     before = cluster.makes()
-    with cluster.traffic() as traffic:
+    with cluster.streams() as streams:
+        cluster.wait(lambda: len(streams.running) == 4, 30, "four answers are under way")
+        began = time.time()
         cluster.edit({"decode": {"engine": {"args": {"max-num-seqs": "32"}}}})
         fewest = _fewest_lanes_until_replaced(cluster, before)
-    assert traffic.failed == []
-    assert traffic.answered > 0
+        ended = time.time()
+    assert streams.failed == []
+    assert len(streams.answered) >= 8
+    assert streams.across(began)
+    assert streams.longest_gap(began, ended) <= GAP_SECONDS
+    assert {each.lane for each in streams.answered} == {"lane-0", "lane-1"}
     assert fewest >= 1, "one lane of two may be away"
 
 
@@ -287,40 +281,79 @@ BAD = {
         {"engine": {"image": "streamserve/worker:absent"}},
         "streamserve/worker:absent",
     ),
-    "a flag that the engine refuses": ({"decode": {"engine": {"args": {"max-num-seqs": "many"}}}}, "max-num-seqs"),
+    "a flag that the engine refuses": (
+        {"decode": {"engine": {"args": {"max-num-seqs": "many"}}}},
+        "engine argument max-num-seqs is 'many'; write a whole number",
+    ),
 }
+FAILING = re.compile(rf"\bpod ({PAIR}-(?:prefill|decode)-(\d)-\d-[0-9a-f]{{10}}): ")
 
 
 @pytest.mark.parametrize(("edit", "named"), BAD.values(), ids=BAD)
 def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recovers(
     cluster: Cluster, edit: Body, named: str
 ) -> None:
-    spec = cluster.pair()["spec"]
-    good = {part: spec[part] for part in edit}
+    before, undone = cluster.makes(), _undone(cluster.pair()["spec"], edit)
     with cluster.traffic() as traffic:
         cluster.edit(edit)
-        found = cluster.wait(
+        first = cluster.wait(
             lambda: next((each for each in _conditions(cluster) if named in each["message"]), None),
             30,
             f"a condition says {named}",
         )
-        assert "llama-" in found["message"], "it names the pod"
-        assert cluster.ready_lanes() == 1
-        cluster.edit(good)
+        halted = cluster.until("Progressing", "False", HALTED_SECONDS, "RolloutHalted")
+        lanes = {_lane_that_fails(cluster, said["message"], named) for said in (first, halted)}
+        assert len(lanes) == 1, "one lane tries it"
+        tried = tuple(f"{PAIR}-{role}-{lane}-" for role in ("prefill", "decode") for lane in lanes)
+        kept = {name: made for name, made in before.items() if not name.startswith(tried)}
+        end = time.monotonic() + HELD_SECONDS
+        while time.monotonic() < end:
+            assert cluster.ready_lanes() == 1
+            assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
+            time.sleep(1)
+        cluster.edit(undone)
         cluster.until("Ready", "True", 240)
     assert traffic.failed == []
     assert traffic.answered > 0
+    assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
+
+
+def _lane_that_fails(cluster: Cluster, said: str, named: str) -> str:
+    """Of a message that names a pod, which is there, and the cause: the last line of its log where it had one."""
+    pod = FAILING.search(said)
+    assert pod is not None, f"it names no pod: {said}"
+    assert pod[1] in cluster.makes(), f"there is no such pod: {said}"
+    assert named in said
+    return pod[2]
+
+
+def _undone(spec: Body, edit: Body) -> Body:
+    """The merge patch that takes an edit back; None: what it sets was not there."""
+    return {
+        part: _undone(spec.get(part) or {}, new) if isinstance(new, dict) else spec.get(part)
+        for part, new in edit.items()
+    }
 
 
 def test_lanes_are_added_and_drained_by_kubectl_scale(cluster: Cluster) -> None:
+    """While four clients stream, in turns, for FlowGuard might spare the third lane: it goes when it has just begun to
+    answer one of them."""
+    cluster.edit({"routing": {"policy": "RoundRobin"}})
+    cluster.until("ConfigApplied", "True", 10)
     kept = cluster.makes()
-    cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=3")
-    cluster.wait(lambda: cluster.ready_lanes() == 3, 120, "three lanes")
-    with cluster.traffic() as traffic:
+    with cluster.streams(max_tokens=1024) as streams:
+        cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=3")
+        cluster.wait(lambda: cluster.ready_lanes() == 3, 120, "three lanes")
+        cluster.wait(lambda: "lane-2" in streams.lanes(since=time.time() - 1.0), 60, "the third lane answers")
+        began = time.time()
         cluster.kubectl("scale", f"streampair/{PAIR}", "--replicas=2")
         cluster.wait(lambda: len(cluster.pods("decode")) == 2, 120, "two lanes")
-    assert traffic.failed == []
+    assert streams.failed == []
+    assert len(streams.answered) >= 6
+    assert streams.across(began, "lane-2"), "none ran there when it was asked to leave"
     assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
+    cluster.edit({"routing": {"policy": "FlowGuard"}})
+    cluster.until("ConfigApplied", "True", 10)
 
 
 HPA = """
@@ -401,7 +434,7 @@ def test_network_policies_let_in_whom_they_should_and_nobody_else(cluster: Clust
         f"{redis}:6379": False,
         f"{operator}:9090": True,
     }
-    said = json.loads(cluster.kubectl("exec", CLIENT, "--", "python3", "-c", REACH, *expected))
+    said = json.loads(cluster.kubectl("exec", CLIENT, "--", "python3", "-c", client.REACH, *expected))
     assert said == {target: "open" if reached else "silent" for target, reached in expected.items()}
 
 
@@ -418,7 +451,7 @@ def test_a_prometheus_scrapes_every_pod_of_ours_and_its_rules_have_answers(
 
     leave()
     request.addfinalizer(leave)
-    yaml, targets = YAML(typ="safe"), _targets(cluster)
+    yaml, targets = YAML(typ="safe"), scraped.targets(cluster)
     yaml.dump(yaml.load(SIGNALS)["spec"], tmp_path / "signals.yaml")
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -431,42 +464,17 @@ def test_a_prometheus_scrapes_every_pod_of_ours_and_its_rules_have_answers(
     cluster.kubectl("apply", "-f", manifests)
     cluster.kubectl("wait", "--for=condition=Ready", "pod/prometheus", "--timeout=60s")
     names = {target["labels"]["pod"] for target in targets}
-    cluster.wait(lambda: _asked(cluster, "up == 1", "pod") == names, 60, f"{len(names)} targets are up")
+    cluster.wait(lambda: scraped.asked(cluster, "up == 1", "pod") == names, 60, f"{len(names)} targets are up")
     with cluster.traffic():
         lanes = f'streamserve_autoscaling_lanes{{streamserve_io_pair="{PAIR}"}} == 2'
-        cluster.wait(lambda: _asked(cluster, lanes, "namespace") == {NAMESPACE}, 60, "a signal of autoscaling is there")
+        cluster.wait(
+            lambda: scraped.asked(cluster, lanes, "namespace") == {NAMESPACE}, 60, "a signal of autoscaling is there"
+        )
         served = "sum by (namespace) (rate(streamserve_router_requests_total[10s])) > 0"
-        cluster.wait(lambda: _asked(cluster, served, "namespace") == {NAMESPACE}, 60, "requests are counted")
-    rules = [rule for group in _prometheus(cluster, "/api/v1/rules")["groups"] for rule in group["rules"]]
+        cluster.wait(lambda: scraped.asked(cluster, served, "namespace") == {NAMESPACE}, 60, "requests are counted")
+    rules = [rule for group in scraped.ask(cluster, "/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["type"] for rule in rules} == {"alerting", "recording"}
     assert {rule["name"]: rule["lastError"] for rule in rules if rule.get("lastError")} == {}
-
-
-def _targets(cluster: Cluster) -> list[Body]:
-    """Every pod of ours that has metrics."""
-    found = []
-    for pod in cluster.get("pods", "--selector=app.kubernetes.io/part-of=streamserve")["items"]:
-        ports = [port["name"] for each in pod["spec"]["containers"] for port in each.get("ports", ())]
-        if "metrics" in ports:
-            metadata = pod["metadata"]
-            labels = {name: value for name, value in metadata["labels"].items() if name.startswith("streamserve.io/")}
-            labels = {name.replace(".", "_").replace("/", "_"): value for name, value in labels.items()}
-            labels |= {"namespace": NAMESPACE, "pod": metadata["name"]}
-            found.append({"targets": [f"{pod['status']['podIP']}:9090"], "labels": labels})
-    assert len(found) == 2 + 2 + 4, "operators, routers, two lanes"
-    return found
-
-
-def _asked(cluster: Cluster, query: str, label: str) -> set[str]:
-    """The label's values in the answer."""
-    answer = _prometheus(cluster, "/api/v1/query?" + urllib.parse.urlencode({"query": query}))
-    return {str(series["metric"].get(label, "")) for series in answer["result"]}
-
-
-def _prometheus(cluster: Cluster, path: str) -> Body:
-    raw = f"/api/v1/namespaces/{NAMESPACE}/pods/prometheus:9090/proxy{path}"
-    data: Body = json.loads(cluster.kubectl("get", "--raw", raw))["data"]
-    return data
 
 
 def _address(cluster: Cluster, component: str) -> str:
@@ -534,16 +542,18 @@ def test_the_users_of_redis_go_with_the_last_pair_when_an_operator_is_back(clust
 def test_uninstalling_leaves_nothing_but_the_crds(cluster: Cluster) -> None:
     cluster.kubectl("delete", "pod", "client", "--ignore-not-found", "--timeout=60s")
     cluster.helm("uninstall", RELEASE, "--wait", "--timeout=2m")
-    kinds = "pods,services,deployments,configmaps,secrets,serviceaccounts,roles,rolebindings,leases,networkpolicies"
+    leftovers.until_nothing_is_left_but_the_crds(cluster)
 
-    def left() -> list[str]:
-        names = [each["metadata"]["name"] for each in cluster.get(kinds)["items"]]
-        return [name for name in names if name not in ("default", "kube-root-ca.crt")]
 
-    cluster.wait(lambda: not left(), 60, "nothing is left", lambda: str(left()))
-    crds = cluster.get("customresourcedefinitions")["items"]
-    names = {each["metadata"]["name"] for each in crds if each["metadata"]["name"].endswith("streamserve.io")}
-    assert names == {"streampairs.streamserve.io", "streampairscalers.streamserve.io"}
+def test_the_other_order_leaves_nothing_either(cluster: Cluster) -> None:
+    """Installed anew; uninstalled while the pods of a pair start, and the pair deleted after that."""
+    cluster.helm(*INSTALL)
+    cluster.kubectl("apply", "-f", str(EXAMPLE))
+    cluster.wait(lambda: len(cluster.pods("prefill")) == len(cluster.pods("decode")) == 2, 60, "there are pods")
+    cluster.helm("uninstall", RELEASE, "--wait", "--timeout=2m")
+    assert cluster.pods(), "the pair's pods are not the chart's"
+    cluster.kubectl("delete", "streampair", PAIR, "--timeout=60s")
+    leftovers.until_nothing_is_left_but_the_crds(cluster)
 
 
 def _kv_bytes(cluster: Cluster) -> float:

@@ -46,6 +46,7 @@ class _Notes:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._left: set[str] = set()
+        self._complete = False
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         done = self._done()
@@ -66,9 +67,16 @@ class _Notes:
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not self._left and self._done():
             session.exitstatus = pytest.ExitCode.OK
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self._left:
-            terminalreporter.write_line(json.dumps(summary(self._done())))
+    def pytest_terminal_summary(self, exitstatus: int) -> None:
+        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        self._complete = ended and not self._left and bool(self._done())
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """After pytest's own last line."""
+        terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+        if self._complete and terminal is not None:
+            terminal.write_line(json.dumps(summary(self._done())))
 
     def _done(self) -> dict[str, float]:
         """Seconds by test."""
