@@ -16,6 +16,8 @@ REFUSED = {
     "a negative temperature": ({"temperature": -0.1}, "temperature"),
     "a temperature that is no number": ({"temperature": math.nan}, "temperature"),
     "an infinite temperature": ({"temperature": math.inf}, "temperature"),
+    "a temperature that vLLM would raise to 0.01": ({"temperature": 0.009}, "temperature"),
+    "a temperature just above greedy": ({"temperature": 5e-324}, "temperature"),
     "top_p of zero": ({"top_p": 0.0}, "top_p"),
     "top_p above one": ({"top_p": 1.01}, "top_p"),
     "min_p above one": ({"min_p": 1.5}, "min_p"),
@@ -40,7 +42,7 @@ def test_sampling_is_refused_by_field_for(given_fields: dict[str, object], field
 @given(
     st.builds(
         Sampling,
-        temperature=st.floats(0, 2),
+        temperature=st.just(0.0) | st.floats(sampling.MIN_TEMPERATURE, 2),
         top_k=st.integers(0, 100),
         seed=st.none() | st.integers(-(2**63), 2**63 - 1),
         stop=st.lists(st.text(min_size=1, max_size=9), max_size=4).map(tuple),

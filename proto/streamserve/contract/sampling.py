@@ -14,6 +14,8 @@ from streamserve.contract.errors import InvalidRequest
 from streamserve.v1 import common_pb2
 
 DEFAULT_MAX_TOKENS: Final = 256
+# vLLM samples with 0.01 where it is asked for less, and says so in its log alone.
+MIN_TEMPERATURE: Final = 0.01
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 256
 MAX_LOGPROBS: Final = 20
@@ -40,6 +42,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 2.0)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise _refused(
+                "temperature",
+                f"temperature is {self.temperature}; use 0 for greedy decoding, or at least {MIN_TEMPERATURE:g}",
+            )
         _within("top_p", self.top_p, 0.0, 1.0, above=True)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)

@@ -23,7 +23,21 @@ CASES: dict[str, tuple[dict[str, str], str]] = {
     "a switch with a value": ({"enable-prefix-caching": "maybe"}, "is a switch; write true or false, not 'maybe'"),
     "JSON that is none": ({"compilation-config": "{bad"}, "--compilation-config"),
     "a flag that only prints": ({"help": "true"}, "vLLM has no engine argument help"),
-    "a flag that is ours": ({"speculative-config": "{}"}, "not yours to set: it follows spec.speculation"),
+    "one key of a JSON flag": ({"compilation-config.use_inductor_graph_partition": "false"}, ""),
+    "keys of one JSON flag, one inside another": (
+        {"compilation-config.mode": "0", "compilation-config.pass_config.fuse_norm_quant": "false"},
+        "",
+    ),
+    "a list as a key of a JSON flag": ({"compilation-config.custom_ops+": "none,+rms_norm"}, ""),
+    "a key that the JSON flag has not": ({"compilation-config.nope": "1"}, "--compilation-config"),
+    "a key of a flag that is no JSON": ({"max-num-seqs.more": "1"}, "argument --max-num-seqs: invalid int value"),
+    "a list": ({"cudagraph-capture-sizes": "1 2 4"}, ""),
+    "a list of one": ({"cudagraph-capture-sizes": "4"}, ""),
+    "an empty list": ({"cudagraph-capture-sizes": " "}, "--cudagraph-capture-sizes: expected at least one argument"),
+    "a list with a word in it": ({"cudagraph-capture-sizes": "1 two"}, "capture-sizes: invalid int value: 'two'"),
+    "a flag that is ours": ({"speculative-config": "{}"}, "is set by StreamServe: remove it; set spec.speculation"),
+    "one key of a flag that is ours": ({"kv-transfer-config.kv_role": "kv_both"}, "is set by StreamServe: remove it"),
+    "the one data parallel rank that a lane has": ({"data-parallel-size": "1"}, ""),
 }
 
 

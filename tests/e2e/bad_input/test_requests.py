@@ -137,6 +137,7 @@ CASES: dict[str, Case] = {
     "a temperature that is no number": sampling("use a number from 0 to 2", "temperature", float("nan")),
     "an infinite temperature": sampling("use a number from 0 to 2", "temperature", float("inf")),
     "a negative temperature": sampling("use a number from 0 to 2", "temperature", -0.5),
+    "a temperature that an engine would raise": sampling("use 0 for greedy decoding, or at", "temperature", 0.009),
     "top_p of 0": sampling("use a number above 0 to 1", "top_p", 0.0),
     "min_p over 1": sampling("use a number from 0 to 1", "min_p", 1.5),
     "a presence penalty out of range": sampling("use a number from -2 to 2", "presence_penalty", 3.0),

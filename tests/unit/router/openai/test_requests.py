@@ -106,6 +106,11 @@ def test_every_sampling_parameter_reaches_the_message() -> None:
     assert (message.workload, message.priority, message.model) == ("code", 3, "tiny")
 
 
+def test_user_is_accepted_and_changes_nothing() -> None:
+    assert read(False, {"user": "someone"}) == read(False, {})
+    assert read(True, {"user": "someone"}) == read(True, {})
+
+
 def test_the_forms_of_a_prompt() -> None:
     assert read(False, {"prompt": "text"}).prompt.text == "text"
     assert read(False, {"prompt": ["alone"]}).prompt.text == "alone"

@@ -1,12 +1,14 @@
-"""What surrounds vLLM and needs no vLLM: arguments that are ours, the depth table, handles, meters, NIXL's pause."""
+"""What surrounds vLLM and needs no vLLM: the depth table, handles, logprobs, seeds, meters, NIXL's pause."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamserve.contract.errors import TransferFailed
+from streamserve.contract.sampling import Sampling
 from streamserve.runtime.errors import SetupError
 from streamserve.worker.pipeserve import nixl, vllm_args, vllm_requests
 from streamserve.worker.pipeserve.vllm_meters import Meters
@@ -57,20 +60,56 @@ def test_a_method_that_cannot_work_is_refused(method: str, draft: str | None, sa
         vllm_args.speculative_config(method=method, draft=draft, max_depth=3, role="decode", max_running=8)
 
 
-@pytest.mark.parametrize(
-    "flag",
-    ["model", "--kv-transfer-config", "speculative_config", "data-parallel-size", "port", "no-disable-log-stats"],
-)
-def test_a_flag_that_is_ours_is_refused_by_name(flag: str) -> None:
-    with pytest.raises(SetupError, match="not yours to set"):
-        vllm_args._flag(flag.lstrip("-").replace("_", "-"), "x", {})
-
-
 def test_a_handle_reads_back_and_garbage_is_a_failed_transfer() -> None:
     assert vllm_requests.unpack(vllm_requests.pack({"remote_port": 5})) == {"remote_port": 5}
     for garbage in (b"", b"\xff", b"[]", b"3", b'{"version": 2, "vllm": {}}', b'{"version": 1, "vllm": 3}'):
         with pytest.raises(TransferFailed):
             vllm_requests.unpack(garbage)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A vLLM Logprob, as far as it is read."""
+
+    logprob: float
+    rank: int
+
+
+MOST_LIKELY = {5: Ranked(-0.5, 1), 6: Ranked(-1.5, 2), 7: Ranked(-2.5, 3)}
+# name: (sampled token, vLLM's entry, how many were asked for, the tokens that the answer names)
+ENTRIES: dict[str, tuple[int, dict[int, Ranked], int, list[int]]] = {
+    "a sampled token below the most likely ones": (9, {9: Ranked(-7.0, 40)} | MOST_LIKELY, 3, [5, 6, 7]),
+    "a sampled token among the most likely ones": (6, {6: Ranked(-1.5, 2)} | MOST_LIKELY, 3, [5, 6, 7]),
+    "none asked for": (9, {9: Ranked(-7.0, 40)}, 0, []),
+    "none asked for, and the most likely token sampled": (5, {5: Ranked(-0.5, 1)}, 0, []),
+    "a sampled token as likely as the last of them": (9, {9: Ranked(-2.5, 3)} | MOST_LIKELY, 3, [5, 6, 9]),
+}
+
+
+@pytest.mark.parametrize(("sampled", "entry", "count", "want"), ENTRIES.values(), ids=ENTRIES)
+def test_as_many_most_likely_tokens_are_named_as_were_asked_for(
+    sampled: int, entry: dict[int, Ranked], count: int, want: list[int]
+) -> None:
+    (position,) = vllm_requests.logprobs_of([sampled], [entry], count=count)
+    assert (position.token_id, position.logprob) == (sampled, entry[sampled].logprob)
+    assert position.top == tuple((token, entry[token].logprob) for token in want)
+
+
+def test_no_logprobs_are_told_where_none_were_asked_for() -> None:
+    assert vllm_requests.logprobs_of([5], None, count=None) == ()
+
+
+# The seed of a request: the one that vLLM is given. For vLLM -1 is no seed, and no other number is.
+SEEDS = {None: None, 0: 0, 1: 1, -2: -2, -(2**63): -(2**63), 2**63 - 1: 2**63 - 1, -1: 2**63 - 1}
+
+
+@pytest.mark.parametrize(("seed", "want"), SEEDS.items(), ids=[f"seed {seed}" for seed in SEEDS])
+def test_a_seed_reaches_vllm_as_a_seed(seed: int | None, want: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = SimpleNamespace(SamplingParams=dict, RequestOutputKind=SimpleNamespace(DELTA="delta"))
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", stand_in)
+    params = vllm_requests.answer_params(Sampling(seed=seed), max_tokens=1, speculative=True)
+    assert params["seed"] == want
 
 
 def figures(drafted: int, accepted: int) -> Figures:

@@ -1,7 +1,14 @@
 """From a StreamPair's engine arguments to vLLM's own: every vLLM flag is accepted, except those that we set.
 
-Arguments are flags without dashes (`max-model-len: "8192"`). A switch takes "true" or "false". A flag that vLLM does
-not have is refused with the nearest one it has; one that is ours is refused with the place where to set it.
+    written so                          vLLM reads
+    max-model-len: "8192"               --max-model-len=8192
+    enable-prefix-caching: "false"      --no-enable-prefix-caching
+    cudagraph-capture-sizes: "1 2 4"    --cudagraph-capture-sizes 1 2 4
+    compilation-config.mode: "0"        --compilation-config.mode=0
+
+A switch takes "true" or "false", a list takes items with spaces between them, a JSON flag takes all of its JSON or one
+key after a dot. A flag that vLLM does not have is refused with the nearest one it has. One that is ours is refused with
+the place where to set it: contract/streampair/flags.py lists them for the StreamPair and for us.
 """
 
 from __future__ import annotations
@@ -15,29 +22,10 @@ from random import Random
 from typing import Any, Final, NoReturn
 
 from streamserve.contract.runtime_config import SpeculationConfig
+from streamserve.contract.streampair import flags
 from streamserve.runtime.errors import SetupError
 from streamserve.runtime.ports import free_port
 from streamserve.worker.specustream.policy import DepthPolicy
-
-OWNED: Final = {
-    "model": "spec.model.name",
-    "served-model-name": "spec.model.servedNames",
-    "speculative-config": "spec.speculation",
-    "spec-method": "spec.speculation",
-    "spec-model": "spec.speculation",
-    "spec-tokens": "spec.speculation",
-    "kv-transfer-config": "the worker, which moves KV over NIXL",
-    "scheduler-cls": "the worker, which decides the speculation depth in it",
-    "worker-extension-cls": "the worker, which tames NIXL in it",
-    "additional-config": "the worker",
-    "disable-log-stats": "the worker, which counts transferred bytes by them",
-    "host": "the worker's own address",
-    "port": "the worker's own address",
-    "config": "spec.engine.args",
-    "headless": "the worker",
-    "api-server-count": "the worker",
-}
-_OWNED_PREFIX: Final = {"data-parallel": "spec.lanes: a lane has data parallel size 1, add lanes instead"}
 
 METHODS: Final = {"DraftModel": "draft_model", "Ngram": "ngram", "Eagle": "eagle", "Eagle3": "eagle3", "Mtp": "mtp"}
 _V1_RUNNER_ONLY: Final = ("DraftModel", "Ngram")
@@ -92,36 +80,65 @@ def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:
     parser = AsyncEngineArgs.add_cli_args(_parser())
     # --help would print and end the process.
     known = {name: action for action in parser._actions for name in action.option_strings if action.dest != "help"}
-    arguments = ["--model", model]
-    for name, value in given.items():
-        arguments += _flag(name.lstrip("-").replace("_", "-"), str(value), known)
-    args = AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    named = {flags.spelling(name.lstrip("-")): str(value) for name, value in given.items()}
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", model, *command_line(named, known)]))
     if args.max_num_seqs is None:
         args.max_num_seqs = DEFAULT_MAX_RUNNING["cpu" if on_cpu else "other"]
-    if on_cpu and "enforce-eager" not in given and "no-enforce-eager" not in given:
+    if on_cpu and "enforce-eager" not in named and "no-enforce-eager" not in named:
         args.enforce_eager = True
     args.disable_log_stats = False
     return args
 
 
-def _flag(name: str, value: str, known: Mapping[str, argparse.Action]) -> list[str]:
-    base = name.removeprefix("no-")
-    owner = OWNED.get(base) or next((o for p, o in _OWNED_PREFIX.items() if base.startswith(p)), None)
-    if owner:
-        raise SetupError(f"engine argument {name} is not yours to set: it follows {owner}")
-    action = known.get(f"--{name}")
+def command_line(given: Mapping[str, str], known: Mapping[str, argparse.Action]) -> list[str]:
+    """The words of vLLM's command line for `given`; `known` are its flags. Raises SetupError naming the flag.
+
+    A value stands behind its flag's `=`, or is a list of words that begin with no dash: none is read as another flag.
+    """
+    words: list[str] = []
+    for name, value in given.items():
+        words += _words(name, value, given, known)
+    return words
+
+
+def _words(name: str, value: str, given: Mapping[str, str], known: Mapping[str, argparse.Action]) -> list[str]:
+    head, has_key, _ = name.partition(".")
+    _refuse_ours(head, value)
+    action = known.get(f"--{head}")
     if action is None:
-        near = difflib.get_close_matches(f"--{name}", known, n=1)
+        near = difflib.get_close_matches(f"--{head}", known, n=1)
         hint = f"; did you mean {near[0].lstrip('-')}?" if near else ""
-        raise SetupError(f"vLLM has no engine argument {name}{hint}")
-    if action.nargs != 0:
-        return [f"--{name}", value]
+        raise SetupError(f"vLLM has no engine argument {head}{hint}")
+    if has_key and head in given:
+        # vLLM's parser would let the keys win and drop the rest.
+        raise SetupError(f"engine argument {head} is given whole and by the key {name}; write it one way")
+    if action.nargs == 0:
+        return _switch(name, value, known)
+    if has_key or action.nargs in (None, "?"):
+        return [f"--{name}={value}"]
+    items = value.split()
+    if strange := next((item for item in items if item.startswith("-")), None):
+        raise SetupError(f"engine argument {name} is a list; its item {strange!r} cannot begin with a dash")
+    return [f"--{name}", *items]
+
+
+def _switch(name: str, value: str, known: Mapping[str, argparse.Action]) -> list[str]:
+    head, has_key, _ = name.partition(".")
+    if has_key:
+        raise SetupError(f"engine argument {head} is a switch and has no keys; write {head}: true or false")
     if value.lower() in ("true", ""):
         return [f"--{name}"]
     if value.lower() == "false":
-        negated = f"--no-{name}"
-        return [negated] if negated in known else []
+        opposite = f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}"
+        return [opposite] if opposite in known else []
     raise SetupError(f"engine argument {name} is a switch; write true or false, not {value!r}")
+
+
+def _refuse_ours(name: str, value: str) -> None:
+    if owner := flags.owner(name):
+        raise SetupError(f"engine argument {name} is set by StreamServe: remove it; {flags.OWNED_FLAGS[owner]}")
+    if name == "data-parallel-size" and flags.parallel_size({name: value}, name) != 1:
+        raise SetupError(f"engine argument {name} is {value!r} and a lane has 1: remove it; set spec.lanes")
 
 
 def _parser() -> Any:

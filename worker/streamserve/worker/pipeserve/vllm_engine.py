@@ -193,7 +193,7 @@ class VllmEngine:
                     first_token_index=index,
                     token_ids=new,
                     text=completion.text,
-                    logprobs=vllm_requests.logprobs_of(new, completion.logprobs),
+                    logprobs=vllm_requests.logprobs_of(new, completion.logprobs, count=job.sampling.logprobs),
                     outcome=self._outcome(job, ended, len(ids), index + len(new), cached) if ended else None,
                 )
                 index += len(new)

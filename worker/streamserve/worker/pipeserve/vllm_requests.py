@@ -19,6 +19,7 @@ _TO_BE_PULLED: Final = {
     "remote_host": None,
     "remote_port": None,
 }
+_NO_SEED: Final = -1
 FINISH_REASONS: Final = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -58,7 +59,7 @@ def answer_params(sampling: Sampling, *, max_tokens: int, speculative: bool, han
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
-        seed=sampling.seed,
+        seed=seed_of(sampling.seed),
         stop=list(sampling.stop) or None,
         logprobs=sampling.logprobs,
         max_tokens=max_tokens,
@@ -67,6 +68,14 @@ def answer_params(sampling: Sampling, *, max_tokens: int, speculative: bool, han
         output_kind=RequestOutputKind.DELTA,
         extra_args={"kv_transfer_params": unpack(handle)} if handle else None,
     )
+
+
+def seed_of(seed: int | None) -> int | None:
+    """The seed as vLLM takes it: any signed 64-bit integer as it is, but for -1, which vLLM reads as "no seed".
+
+    -1 becomes 2^63 - 1, whose lower 63 bits are the same: an answer repeats under -1 as under any other seed.
+    """
+    return 2**63 - 1 if seed == _NO_SEED else seed
 
 
 def prefill_params() -> Any:
@@ -101,15 +110,16 @@ def unpack(handle: bytes) -> dict[str, Any]:
     raise TransferFailed("the KV handle is not one of a vLLM engine of this version; prefill the prompt again")
 
 
-def logprobs_of(ids: Sequence[int], entries: Any) -> tuple[Logprobs, ...]:
-    """vLLM's {token id: Logprob} per position as ours, most likely first."""
-    if not entries:
+def logprobs_of(ids: Sequence[int], entries: Any, *, count: int | None) -> tuple[Logprobs, ...]:
+    """vLLM's {token id: Logprob} of each position as ours: the sampled token, then the `count` most likely ones.
+
+    vLLM puts the sampled token among the most likely ones wherever it ranks, so an entry may hold `count` + 1 tokens.
+    """
+    if not entries or count is None:
         return ()
     positions = []
     for token_id, entry in zip(ids, entries, strict=False):
-        ranked = sorted(entry.items(), key=lambda item: item[1].rank or 0)
+        ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
         top = tuple((int(i), float(p.logprob)) for i, p in ranked)
-        positions.append(
-            Logprobs(token_id=int(token_id), logprob=float(entry[token_id].logprob), top=top[: max(len(top), 0)])
-        )
+        positions.append(Logprobs(token_id=int(token_id), logprob=float(entry[token_id].logprob), top=top))
     return tuple(positions)

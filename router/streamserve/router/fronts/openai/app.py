@@ -37,6 +37,7 @@ from streamserve.v1 import inference_pb2
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 BODY_SECONDS: Final = 60.0
 _LAST_WORD_SECONDS: Final = 5.0
+_TIMEOUT_DIGITS: Final = 10
 _log = logs.get(__name__)
 
 Parsed = requests.CompletionRequest | requests.ChatCompletionRequest
@@ -255,8 +256,10 @@ def _timeout(headers: dict[str, str]) -> float | None:
     value = headers.get("x-request-timeout-ms")
     if value is None:
         return None
-    if not value.isascii() or not value.isdigit() or not 0 < int(value) < 2**31:
-        raise InvalidRequest("x-request-timeout-ms must be a whole number of milliseconds above 0")
+    # Python refuses to read a number of more than 4,300 digits.
+    sound = value.isascii() and value.isdigit() and len(value) <= _TIMEOUT_DIGITS and 0 < int(value) < 2**31
+    if not sound:
+        raise InvalidRequest("x-request-timeout-ms must be a whole number of milliseconds above 0, at most 2147483647")
     return int(value) / 1000.0
 
 

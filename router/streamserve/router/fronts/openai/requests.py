@@ -1,8 +1,9 @@
 """What an OpenAI client may send, turned into the one request that the router knows.
 
 Strict in both directions: a name that is not listed here is refused by name, a type that is not exactly right is
-refused, nothing is ignored. Parameters of OpenAI's that this release does not have are accepted at the value that
-means "not used" (n = 1, echo = false, null), for some clients always send them.
+refused, nothing is ignored but `user`, which says who asks and not what to generate. Parameters of OpenAI's that this
+release does not have are accepted at the value that means "not used" (n = 1, echo = false, null), for some clients
+always send them.
 """
 
 from __future__ import annotations
