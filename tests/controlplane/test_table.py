@@ -15,6 +15,8 @@ from streamserve.contract.streampair.crd import definitions
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*/streampair.yaml"))
 NUMBERS = [s for s in settings() if s.type == "integer" and ".." in s.bounds and "[]" not in s.path]
 WORDS = [s for s in settings() if s.type == "enum" and "[]" not in s.path]
+UNCHECKED = "<nil>"
+"""Where the API server says that it left rules out, because a value is too long or missing."""
 
 
 @pytest.mark.parametrize("name", TABLE["good"])
@@ -40,6 +42,18 @@ def test_is_refused_by_the_same_rules_at_the_same_fields_in_the_same_words(serve
     assert [cause for cause, by in told.items() if not by] == []
     assert {rule for by in told.values() for rule in by} == {finding.rule for finding in broken}
     assert any(case["rule"] in by and is_at(cause.field, case["at"]) for cause, by in told.items())
+
+
+@pytest.mark.parametrize("name", TABLE["malformed"])
+def test_is_refused_by_the_type_of_the_same_field(server: ApiServer, name: str) -> None:
+    case = TABLE["malformed"][name]
+    answer = create(server, case)
+    assert answer.status == 422, answer.body
+    problems = [problem.path for problem in read(json.dumps(document(case))).problems]
+    fields = {cause.field for cause in causes(answer)} - {UNCHECKED}
+    assert case["at"] in problems
+    assert any(is_at(field, case["at"]) for field in fields), answer.body
+    assert [field for field in fields if not any(is_at(field, path) for path in problems)] == []
 
 
 def _rules_that_say(field: str, message: str, broken: list[Any]) -> set[str]:
@@ -109,14 +123,33 @@ def largest() -> dict[str, Any]:
     def names(count: int, length: int) -> list[str]:
         return ["x" * (length - 4) + f"{number:04}" for number in range(count)]
 
+    def keys(count: int) -> list[str]:
+        return [f"{'x' * 253}/{name}" for name in names(count, 63)]
+
     args = dict.fromkeys(names(128, 64), "1")
+    expressions = [{"key": key, "operator": "Exists"} for key in keys(16)]
     template = {
-        "labels": dict.fromkeys(names(64, 317), "v" * 63),
-        "annotations": dict.fromkeys(names(64, 317), "v" * 63),
-        "nodeSelector": dict.fromkeys(names(64, 317), "v" * 63),
+        "labels": dict.fromkeys(keys(64), "v" * 63),
+        "annotations": dict.fromkeys(keys(64), "v" * 63),
+        "nodeSelector": dict.fromkeys(keys(64), "v" * 63),
         "env": [{"name": name, "value": "v" * 100} for name in names(128, 253)],
+        "volumes": [{"name": name, "emptyDir": {}} for name in names(64, 63)],
+        "volumeMounts": [
+            {"name": name, "mountPath": f"/{path}", "subPath": path[:512]}
+            for name, path in zip(names(64, 63), names(64, 1023), strict=True)
+        ],
+        "tolerations": [{"key": key, "value": "v" * 63} for key in keys(64)],
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": selector}
+            for key, selector in zip(keys(16), [{"matchExpressions": expressions}] * 16, strict=True)
+        ],
     }
-    role = {"engine": {"args": args}, "template": template, "resources": {"limits": dict.fromkeys(names(32, 317), 1)}}
+    quantities = dict.fromkeys(keys(32), "1" * 32)
+    role = {
+        "engine": {"args": args},
+        "template": template,
+        "resources": {"limits": quantities, "requests": quantities},
+    }
     spec = {
         "model": {"name": "m" * 512, "servedNames": names(16, 128)},
         "engine": {"args": args},

@@ -16,7 +16,6 @@ from streamserve.contract import hot
 from streamserve.contract.streampair import StreamPair, releases, rules
 from streamserve.contract.streampair.fields import render
 from streamserve.contract.streampair.problems import clean_path, explain
-from streamserve.operator.builders import overlay
 
 _METADATA: Final = ("name", "namespace", "uid", "generation")
 
@@ -43,7 +42,6 @@ def accept(body: Mapping[str, Any]) -> StreamPair | Refused:
             tuple(f"{render(clean_path(each['loc']))}: {explain(each)[0]}" for each in error.errors(include_url=False))
         )
     problems = [str(finding) for finding in (*releases.check(pair), *rules.check(pair))]
-    problems += overlay.refusals(pair)
     if not problems:
         try:
             hot.runtime_config(pair, pair.metadata.uid or "none", pair.metadata.generation)

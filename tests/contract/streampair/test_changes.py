@@ -56,6 +56,11 @@ EDITS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"prefill": {"template": {"env": [{"name": "TOKEN", "value": "secret"}]}}},
         ["spec.prefill.template.env: [] → [1 entry] (cold: replaces the lanes one after another)"],
     ),
+    "a volume's field of another type": (
+        {"decode": {"template": {"volumes": [{"name": "v", "csi": {"readOnly": 1}}]}}},
+        {"decode": {"template": {"volumes": [{"name": "v", "csi": {"readOnly": True}}]}}},
+        ["spec.decode.template.volumes: [1 entry] → [1 entry] (cold: replaces the lanes one after another)"],
+    ),
     "a default written out": ({}, {"lanes": 1, "failurePolicy": "Degrade"}, []),
     "four kinds at once": (
         {},

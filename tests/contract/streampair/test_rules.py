@@ -1,6 +1,7 @@
 """Every rule of the StreamPair against the table of good and bad objects in cases.yaml."""
 
 import copy
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from streamserve.contract.streampair import StreamPair, releases, rules
+from streamserve.contract.streampair import StreamPair, read, releases, rules
 from streamserve.contract.streampair.rule import Finding
 
 TABLE: dict[str, Any] = YAML(typ="safe").load(Path(__file__).with_name("cases.yaml"))
@@ -39,6 +40,34 @@ def test_is_refused_by_its_rule_at_its_place(name: str) -> None:
     case = TABLE["bad"][name]
     hit = [finding for finding in findings(pair_of(case)) if finding.rule == case["rule"]]
     assert case["at"] in [str(finding).split(": ")[0] for finding in hit]
+
+
+@pytest.mark.parametrize("name", TABLE["malformed"])
+def test_is_refused_by_the_type_of_its_field(name: str) -> None:
+    case = TABLE["malformed"][name]
+    problems = read(json.dumps(merged(TABLE["base"], {"spec": case["spec"]}))).problems
+    assert case["at"] in [problem.path for problem in problems]
+    assert not any("text like" in problem.message for problem in problems)
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(20):
+    DEEP = {"x": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("volume", "words"),
+    [
+        ({"name": "v", **{f"x{number}": 1 for number in range(64)}}, "must have at most 64 entries"),
+        ({"name": "v", **DEEP}, "is nested more than 16 deep"),
+    ],
+    ids=["wide", "deep"],
+)
+def test_a_volume_is_open_within_bounds(volume: dict[str, Any], words: str) -> None:
+    template = {"spec": {"prefill": {"template": {"volumes": [volume]}}}}
+    (problem,) = read(json.dumps(merged(TABLE["base"], template))).problems
+    assert problem.path == "spec.prefill.template.volumes[0]"
+    assert problem.message.startswith(words)
 
 
 @pytest.mark.parametrize("name", [n for n, case in TABLE["bad"].items() if case["rule"].startswith("release-")])

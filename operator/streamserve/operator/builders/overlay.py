@@ -1,21 +1,17 @@
-"""The user's template laid over a pod that we built, and what of it is refused because it is ours.
+"""The user's template laid over a pod that we built.
 
 Maps are merged key by key, lists are appended, environment variables replace ours of the same name unless we own it.
 `securityContext` is taken field by field over the restricted defaults: fields that only a pod has go to the pod,
-the others to the container. What we own is refused by name before anything is built (`refusals`), so that laying
-over can not go wrong here; what the API server finds wrong with the rest, it says itself.
+the others to the container. What we own the contract's rules refuse (`rules_pods.py`, `rules_volumes.py`), so that
+laying over can not go wrong here; what the API server finds wrong with the rest, it says itself.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, Final
 
-from streamserve.contract.streampair import StreamPair
 from streamserve.contract.streampair.workers import Template
-from streamserve.operator import naming
-from streamserve.operator.builders import parts, weights
 
 POD_ONLY_SECURITY: Final = frozenset(
     {"fsGroup", "fsGroupChangePolicy", "supplementalGroups", "supplementalGroupsPolicy", "sysctls"}
@@ -25,8 +21,6 @@ _MERGED: Final = frozenset(
 )
 _REPLACED: Final = ("serviceAccountName", "priorityClassName", "runtimeClassName")
 _EMPTY: Final[dict[type, Any]] = {dict: {}, list: []}
-_OWN_VOLUMES: Final = frozenset((*parts.VOLUMES, *weights.VOLUMES))
-_OWN_PATHS: Final = ("/etc/streamserve", "/dev/shm", weights.MODEL_PATH, weights.DRAFT_PATH)
 
 
 def lay_over(metadata: dict[str, Any], spec: dict[str, Any], template: Template) -> None:
@@ -71,35 +65,3 @@ def _environment(ours: list[dict[str, Any]], given: list[dict[str, Any]]) -> lis
     theirs = {str(variable.get("name")): variable for variable in given}
     replaced = [theirs.pop(variable["name"], variable) for variable in ours]
     return [*replaced, *theirs.values()]
-
-
-def refusals(pair: StreamPair) -> list[str]:
-    """Each entry of a template that would take what is ours, as `path: what to do`; the contract refuses the rest."""
-    spec = pair.spec
-    found: list[str] = []
-    for path, template in (
-        ("spec.prefill.template", spec.prefill.template),
-        ("spec.decode.template", spec.decode.template),
-        ("spec.router.template", spec.router.template),
-    ):
-        found += _refused(path, template)
-    if len(weights.tokens(spec)) > 1:
-        found.append(
-            "spec.speculation.draft.source.hub.tokenSecret: differs from the model's and a pod has one token: "
-            "name a token that may read both"
-        )
-    return found
-
-
-def _refused(path: str, template: Template) -> Iterator[str]:
-    given, own_labels = as_written(template), naming.labels("", naming.ROUTER)
-    for label in given.get("labels", {}):
-        if label in own_labels:
-            yield f'{path}.labels["{label}"]: is set by StreamServe: use another label'
-    for index, volume in enumerate(given.get("volumes", ())):
-        if volume.get("name") in _OWN_VOLUMES:
-            yield f"{path}.volumes[{index}].name: {volume['name']} is a volume of StreamServe: use another name"
-    for index, mount in enumerate(given.get("volumeMounts", ())):
-        place = str(mount.get("mountPath", "")).rstrip("/")
-        if place == "/tmp" or any(place == own or place.startswith(f"{own}/") for own in _OWN_PATHS):
-            yield f"{path}.volumeMounts[{index}].mountPath: {place} is StreamServe's own: use another place"

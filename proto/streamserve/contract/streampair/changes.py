@@ -130,6 +130,8 @@ def _of_value(value: Any, path: Path, kind: Lifecycle, *, top: bool) -> Iterator
 
 def _equal(left: Any, right: Any) -> bool:
     """Equality that tells 1 from true and keeps NaN equal to itself, at any depth."""
+    if isinstance(left, SpecModel) and isinstance(right, SpecModel):
+        return _equal(left.model_dump(), right.model_dump())
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):

@@ -86,24 +86,50 @@ class SpecModel(BaseModel):
     )
 
 
+_DNS_PART = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_NAME = rf"{_DNS_PART}(\.{_DNS_PART})*"
+_SHORT_NAME = r"[A-Za-z0-9]([-A-Za-z0-9._]{0,61}[A-Za-z0-9])?"
+
 DNS_LABEL_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+VOLUME_NAME_PATTERN = rf"^{_DNS_PART}$"
+SUBDOMAIN_PATTERN = rf"^{_DNS_NAME}$"
+LABEL_KEY_PATTERN = rf"^({_DNS_NAME}/)?{_SHORT_NAME}$"
+LABEL_VALUE_PATTERN = rf"^({_SHORT_NAME})?$"
+ANNOTATION_KEY_PATTERN = rf"^({_DNS_NAME.replace('a-z', 'A-Za-z')}/)?{_SHORT_NAME}$"
+RESOURCE_NAME_PATTERN = rf"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i|{_DNS_NAME}/{_SHORT_NAME})$"
 WORD_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"
 MODEL_PATTERN = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$"
 SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._:/]*[A-Za-z0-9])?$"
 FLAG_PATTERN = r"^[a-zA-Z][a-zA-Z0-9._-]*$"
 ABSOLUTE_PATH_PATTERN = r"^/[^\x00-\x1f\x7f]*$"
+IMAGE_PATTERN = r"^[!-~]*$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
 # What to tell the reader in place of a regular expression.
 PATTERN_MEANINGS: dict[str, str] = {
     DNS_LABEL_PATTERN: "lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
-    SUBDOMAIN_PATTERN: "lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit",
+    VOLUME_NAME_PATTERN: "lower-case letters, digits and '-', beginning and ending with a letter or digit",
+    SUBDOMAIN_PATTERN: (
+        "lower-case letters, digits, '-' and '.', each part between dots beginning and ending with a letter or digit"
+    ),
+    LABEL_KEY_PATTERN: (
+        "a label's key: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit; "
+        "a DNS name in lower case and '/' may come first"
+    ),
+    LABEL_VALUE_PATTERN: (
+        "a label's value: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit"
+    ),
+    ANNOTATION_KEY_PATTERN: (
+        "an annotation's key: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or "
+        "digit; a DNS name and '/' may come first"
+    ),
+    RESOURCE_NAME_PATTERN: "cpu, memory, ephemeral-storage, hugepages-2Mi, or a device such as nvidia.com/gpu",
     WORD_PATTERN: "letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
     MODEL_PATTERN: "a hub id or a path, without control characters and without blanks at either end",
     SERVED_NAME_PATTERN: "letters, digits and any of '-._:/', beginning and ending with a letter or digit",
     FLAG_PATTERN: "a vLLM flag without its leading dashes, such as max-model-len",
     ABSOLUTE_PATH_PATTERN: "an absolute path, beginning with '/'",
+    IMAGE_PATTERN: "an image's name, without blanks",
     QUANTITY_PATTERN: "a Kubernetes quantity such as 1, 500m or 16Gi",
 }
 
@@ -123,7 +149,7 @@ def _quantity(value: object) -> int | str:
 MAX_JSON_DEPTH = 16
 
 
-def _plain_json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     _check_json(value, MAX_JSON_DEPTH)
     return value
 
@@ -154,10 +180,17 @@ TenantName = Annotated[str, StringConstraints(min_length=1, max_length=63, patte
 SecretKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=WORD_PATTERN)]
 AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=ABSOLUTE_PATH_PATTERN)]
 ShortText = Annotated[str, StringConstraints(max_length=512)]
+Image = Annotated[str, StringConstraints(max_length=512, pattern=IMAGE_PATTERN)]
 FlagName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=FLAG_PATTERN)]
 FlagValue = Annotated[str, StringConstraints(max_length=4096)]
 MapKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 MapValue = Annotated[str, StringConstraints(max_length=4096)]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=LABEL_KEY_PATTERN)]
+OptionalLabelKey = Annotated[str, StringConstraints(max_length=317, pattern=r"^$|" + LABEL_KEY_PATTERN)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE_PATTERN)]
+AnnotationKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=ANNOTATION_KEY_PATTERN)]
+ResourceName = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=RESOURCE_NAME_PATTERN)]
+VolumeName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=VOLUME_NAME_PATTERN)]
 Quantity = Annotated[
     int | str,
     BeforeValidator(_quantity),
@@ -170,11 +203,12 @@ Quantity = Annotated[
         }
     ),
 ]
-JsonObject = Annotated[dict[MapKey, Any], Field(max_length=64), AfterValidator(_plain_json)]
+JsonObject = Annotated[dict[MapKey, Any], Field(max_length=64), AfterValidator(plain_json)]
 """A part of the Kubernetes API that we hand through: its own schema is checked by the API server."""
 
-PATTERN_MEANINGS[r"^$|" + SUBDOMAIN_PATTERN] = PATTERN_MEANINGS[SUBDOMAIN_PATTERN]
-PATTERN_MEANINGS[r"^$|" + DNS_LABEL_PATTERN] = PATTERN_MEANINGS[DNS_LABEL_PATTERN]
+PATTERN_MEANINGS |= {
+    r"^$|" + pattern: PATTERN_MEANINGS[pattern] for pattern in (SUBDOMAIN_PATTERN, DNS_LABEL_PATTERN, LABEL_KEY_PATTERN)
+}
 
 
 def render(path: Path) -> str:

@@ -1,38 +1,56 @@
 """Parts of a pod that a template may carry, as far as they are handed to Kubernetes: typed, bounded, described.
 
-Field names and meanings are those of the core/v1 API. What depends on the kind of volume (`volumes[]`) and `affinity`
-stay open: their schemas are long, and the API server checks them when the pod is made.
+Field names and meanings are those of the core/v1 API, and so are the bounds: what a pod could not be made with is
+refused here, before a lane is drained for it. What depends on the kind of volume and `affinity` stay open: their
+schemas are long, and the API server checks them when the pod is made.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from streamserve.contract.streampair.fields import (
     PATTERN_MEANINGS,
     AbsolutePath,
+    AnnotationKey,
     Bool,
-    DnsLabel,
     Int,
-    MapKey,
+    LabelKey,
+    LabelValue,
     MapValue,
+    OptionalLabelKey,
     Quantity,
     SecretKey,
     ShortText,
     SpecModel,
     Subdomain,
+    VolumeName,
+    plain_json,
 )
 
 ENV_NAME_PATTERN = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
-PATTERN_MEANINGS[ENV_NAME_PATTERN] = "letters, digits, '-', '_' and '.', not beginning with a digit"
+POD_FIELD_PATTERN = (
+    r"^(metadata\.(name|namespace|uid)|metadata\.(labels|annotations)\['[^']+'\]|"
+    r"spec\.(nodeName|serviceAccountName)|status\.(hostIPs?|podIPs?))$"
+)
+RESOURCE_FIELD_PATTERN = r"^(limits|requests)\.(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i)$"
+PATTERN_MEANINGS |= {
+    ENV_NAME_PATTERN: "letters, digits, '-', '_' and '.', not beginning with a digit",
+    POD_FIELD_PATTERN: "a field that variables may show: metadata.name, metadata.labels['x'], status.podIP and others",
+    RESOURCE_FIELD_PATTERN: "limits. or requests. and cpu, memory, ephemeral-storage or hugepages-2Mi",
+}
 
 MAX_ID = 2_147_483_647
+MAX_VOLUME_FIELDS = 64
 
 EnvName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=ENV_NAME_PATTERN)]
+PodField = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=POD_FIELD_PATTERN)]
+ResourceField = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=RESOURCE_FIELD_PATTERN)]
 EnvValue = Annotated[str, StringConstraints(max_length=32_768)]
 Names = Annotated[tuple[ShortText, ...], Field(max_length=64)]
-StringMap = Annotated[dict[MapKey, MapValue], Field(max_length=64)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+Annotations = Annotated[dict[AnnotationKey, MapValue], Field(max_length=64)]
 Id = Annotated[Int, Field(ge=0, le=MAX_ID)]
 
 
@@ -82,13 +100,13 @@ class ProfileType(StrEnum):
 
 
 class Toleration(SpecModel):
-    key: ShortText | None = Field(
+    key: OptionalLabelKey | None = Field(
         default=None, description="taint that is accepted; none with operator Exists: every taint"
     )
     operator: TolerationOperator | None = Field(
         default=None, description="how the value is compared; Equal unless given"
     )
-    value: ShortText | None = Field(default=None, description="value of the taint, with operator Equal")
+    value: LabelValue | None = Field(default=None, description="value of the taint, with operator Equal")
     effect: TaintEffect | None = Field(
         default=None, description="effect of the taint that is accepted; none: every effect"
     )
@@ -98,13 +116,15 @@ class Toleration(SpecModel):
 
 
 class SelectorRequirement(SpecModel):
-    key: MapKey = Field(description="label that is looked at")
+    key: LabelKey = Field(description="label that is looked at")
     operator: SelectorOperator = Field(description="how its value relates to the values below")
-    values: Names = Field(default=(), description="values for In and NotIn")
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = Field(
+        default=(), description="values for In and NotIn"
+    )
 
 
 class LabelSelector(SpecModel):
-    match_labels: StringMap = Field(default_factory=dict, description="labels that must have these values")
+    match_labels: Labels = Field(default_factory=dict, description="labels that must have these values")
     match_expressions: Annotated[tuple[SelectorRequirement, ...], Field(max_length=16)] = Field(
         default=(), description="requirements that must hold as well"
     )
@@ -112,21 +132,38 @@ class LabelSelector(SpecModel):
 
 class TopologySpreadConstraint(SpecModel):
     max_skew: Int = Field(ge=1, le=1000, description="how uneven the pods may be spread")
-    topology_key: MapKey = Field(description="node label whose values are the domains, a zone's say")
+    topology_key: LabelKey = Field(description="node label whose values are the domains, a zone's say")
     when_unsatisfiable: Unsatisfiable = Field(description="whether a pod waits or is placed all the same")
     label_selector: LabelSelector | None = Field(default=None, description="pods that are counted")
     min_domains: Annotated[Int, Field(ge=1, le=1000)] | None = Field(
         default=None, description="fewest domains to spread over"
     )
-    match_label_keys: Names = Field(default=(), description="labels of the pod itself that join the selector")
+    match_label_keys: Annotated[tuple[LabelKey, ...], Field(max_length=64)] = Field(
+        default=(), description="labels of the pod itself that join the selector"
+    )
     node_affinity_policy: NodePolicy | None = Field(
         default=None, description="whether only nodes that the pod may use count"
     )
     node_taints_policy: NodePolicy | None = Field(default=None, description="whether tainted nodes count")
 
 
+class Volume(SpecModel):
+    """Its name is looked at, for mounts refer to it; the rest depends on its kind and is kept as it is written."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"maxProperties": MAX_VOLUME_FIELDS})
+
+    name: VolumeName = Field(description="what `volumeMounts` call it; names of our own volumes are refused")
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> Self:
+        kinds = plain_json(self.model_extra or {})
+        if len(kinds) >= MAX_VOLUME_FIELDS:
+            raise ValueError(f"must have at most {MAX_VOLUME_FIELDS} entries: remove some")
+        return self
+
+
 class VolumeMount(SpecModel):
-    name: DnsLabel = Field(description="volume of `volumes` that is mounted")
+    name: VolumeName = Field(description="volume of `volumes` that is mounted")
     mount_path: AbsolutePath = Field(description="where it appears in the container")
     sub_path: ShortText = Field(default="", description="folder of the volume; empty for its root")
     read_only: Bool = Field(default=False, description="true: the container cannot write to it")
@@ -136,12 +173,12 @@ class VolumeMount(SpecModel):
 
 
 class FieldReference(SpecModel):
-    field_path: ShortText = Field(description="field of the pod, metadata.labels['x'] say")
+    field_path: PodField = Field(description="field of the pod, metadata.labels['x'] say")
     api_version: ShortText = Field(default="v1", description="schema that the path is written in")
 
 
 class ResourceReference(SpecModel):
-    resource: ShortText = Field(description="limits.memory, requests.cpu and the like")
+    resource: ResourceField = Field(description="limits.memory, requests.cpu and the like")
     container_name: ShortText = Field(default="", description="container whose resource it is; empty for this one")
     divisor: Quantity | None = Field(default=None, description="unit of the result; 1 unless given")
 

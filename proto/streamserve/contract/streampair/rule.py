@@ -107,6 +107,22 @@ def never(_item: object) -> bool:
     return False
 
 
+def repeated(names: list[str]) -> list[Entry]:
+    """Each name that stands earlier in the list too, for a rule whose `holds` is `never`."""
+    return [Entry((index,), name) for index, name in enumerate(names) if name in names[:index]]
+
+
+def repeated_cel(items: str, name: str, value: str = "name") -> Cel:
+    """The same in CEL; `name` is the expression of an item's name, where the item is called x."""
+    other = name.replace("x", "y", 1)
+    return Cel(
+        f"self.{items}.all(x, self.{items}.exists_one(y, {name} == {other}))",
+        {value: name.replace("x", "found", 1)},
+        found=f"self.{items}.filter(x, !self.{items}.exists_one(y, {name} == {other}))[0]",
+        at=(items,),
+    )
+
+
 def literal(value: object) -> str:
     """A text, number, list or mapping as CEL writes it."""
     match value:

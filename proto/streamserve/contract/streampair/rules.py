@@ -4,31 +4,26 @@ Bounds of one field live in its type; what is not built yet is in `releases.py`.
 and has its good and bad cases in tests/contract/streampair/cases.yaml; a rule that no bad case hits fails a test.
 """
 
-import re
 from typing import Any
 
-from streamserve.contract.streampair import rules_engine, rules_speculation
+from streamserve.contract.streampair import (
+    rules_engine,
+    rules_pods,
+    rules_resources,
+    rules_speculation,
+    rules_volumes,
+)
 from streamserve.contract.streampair.enums import RoutingPolicy
-from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.policies import Ratio, Routing, Update
 from streamserve.contract.streampair.resource import StreamPair, StreamPairSpec
-from streamserve.contract.streampair.rule import Cel, Entry, Finding, Rule, here, literal, never
-from streamserve.contract.streampair.workers import Source, Template
+from streamserve.contract.streampair.rule import Cel, Entry, Finding, Rule, here, never, repeated, repeated_cel
+from streamserve.contract.streampair.rules_volumes import SOURCES
+from streamserve.contract.streampair.workers import Source
 
 LONGEST_CHILD_SUFFIX = "-prefill-255-7-" + "x" * 10
 """Pod `{pair}-{role}-{lane}-{replica}-{revision}`; every other child's name is shorter."""
 
 MAX_NAME_LENGTH = 63 - len(LONGEST_CHILD_SUFFIX)
-
-OWNED_ENV = re.compile(r"STREAMSERVE_.*|VLLM_NIXL_SIDE_CHANNEL_(HOST|PORT)|POD_(NAME|IP|UID)")
-OWNED_PREFIX = "streamserve.io/"
-
-_SOURCES: tuple[Path, ...] = (("spec", "model", "source"), ("spec", "speculation", "draft", "source"))
-_TEMPLATES: tuple[Path, ...] = (
-    ("spec", "prefill", "template"),
-    ("spec", "decode", "template"),
-    ("spec", "router", "template"),
-)
 
 
 def check(pair: StreamPair) -> list[Finding]:
@@ -50,19 +45,27 @@ _WITH_CLAIM = f"{_HAS_PATH} ? 'hub and persistentVolumeClaim and hostPath' : 'hu
 _WITH_PATH = f"{_HAS_HUB} ? 'hub and hostPath' : 'persistentVolumeClaim and hostPath'"
 
 
-def _repeated(names: list[str]) -> list[Entry]:
-    return [Entry((index,), name) for index, name in enumerate(names) if name in names[:index]]
+def _differing_tokens(spec: StreamPairSpec) -> list[Source]:
+    """The draft's source where its token is not the model's; a pod has room for one."""
+    source, draft = spec.model.source, spec.speculation.draft
+    given = draft.source if draft else None
+    if source is None or given is None or source.hub is None or given.hub is None:
+        return []
+    one, other = source.hub.token_secret, given.hub.token_secret
+    return [given] if one and other and one != other else []
 
 
-def _repeated_rule(items: str, name: str) -> Cel:
-    """`name` is the expression of an item's name, where the item is called x."""
-    other = name.replace("x", "y", 1)
-    return Cel(
-        f"self.{items}.all(x, self.{items}.exists_one(y, {name} == {other}))",
-        {"name": name.replace("x", "found", 1)},
-        found=f"self.{items}.filter(x, !self.{items}.exists_one(y, {name} == {other}))[0]",
-        at=(items,),
-    )
+_MODEL_TOKEN, _DRAFT_TOKEN = "self.model.source.hub.tokenSecret", "self.speculation.draft.source.hub.tokenSecret"
+
+
+def _differ(part: str) -> str:
+    return f"{_MODEL_TOKEN}.{part} != {_DRAFT_TOKEN}.{part}"
+
+
+def _has(path: str) -> str:
+    """Whether a path below self is there, each part of it asked for in turn."""
+    parts = path.split(".")
+    return " && ".join(f"has({'.'.join(parts[:end])})" for end in range(3, len(parts) + 1))
 
 
 def _ratio_reached(spec: StreamPairSpec) -> bool:
@@ -77,14 +80,6 @@ _RATIO_REACHED = (
     f"{_LOW} > {_HIGH} || ({_LOW} * self.prefill.replicas <= 100 * self.decode.replicas && "
     f"100 * self.decode.replicas <= {_HIGH} * self.prefill.replicas)"
 )
-
-
-def _owned_env(template: Template) -> list[Entry]:
-    return [
-        Entry(("env", index, "name"), variable.name)
-        for index, variable in enumerate(template.env)
-        if OWNED_ENV.fullmatch(variable.name)
-    ]
 
 
 _WEIGHTS = ("prefillQueue", "transfer", "decodeStep", "kvPressure", "slo")
@@ -108,12 +103,12 @@ RULES: tuple[Rule[Any], ...] = (
     Rule[Entry](
         id="served-names-unique",
         scope=("spec", "model"),
-        each=lambda model: _repeated(list(model.served_names)),
+        each=lambda model: repeated(list(model.served_names)),
         at=lambda entry: ("servedNames", *entry.at),
         holds=never,
         message="'{name}' is listed twice: remove one",
         values=lambda entry: {"name": entry.value},
-        cel=(_repeated_rule("servedNames", "x"),),
+        cel=(repeated_cel("servedNames", "x"),),
     ),
     *(
         Rule[Source](
@@ -128,7 +123,21 @@ RULES: tuple[Rule[Any], ...] = (
                 Cel(f"!({_HAS_PATH} && {_HAS_HUB} != {_HAS_CLAIM})", {"given": _WITH_PATH}, at=("hostPath",)),
             ),
         )
-        for scope in _SOURCES
+        for scope in SOURCES
+    ),
+    Rule[Source](
+        id="one-hub-token",
+        scope=("spec",),
+        each=_differing_tokens,
+        at=here("speculation", "draft", "source", "hub", "tokenSecret"),
+        holds=never,
+        message="differs from the model's and a pod has one token: name a token that may read both, use it for both",
+        cel=(
+            Cel(
+                f"!({_has(_MODEL_TOKEN)} && {_has(_DRAFT_TOKEN)} && ({_differ('name')} || {_differ('key')}))",
+                at=("speculation", "draft", "source", "hub", "tokenSecret"),
+            ),
+        ),
     ),
     Rule[Ratio](
         id="ratio-min-at-most-max",
@@ -183,12 +192,12 @@ RULES: tuple[Rule[Any], ...] = (
     Rule[Entry](
         id="workload-names-unique",
         scope=("spec", "slo"),
-        each=lambda slo: _repeated([row.name for row in slo.workloads]),
+        each=lambda slo: repeated([row.name for row in slo.workloads]),
         at=lambda entry: ("workloads", *entry.at, "name"),
         holds=never,
         message="'{name}' is listed twice: merge the two rows",
         values=lambda entry: {"name": entry.value},
-        cel=(_repeated_rule("workloads", "x.name"),),
+        cel=(repeated_cel("workloads", "x.name"),),
     ),
     Rule[Entry](
         id="workload-name-is-not-default",
@@ -219,12 +228,12 @@ RULES: tuple[Rule[Any], ...] = (
     Rule[Entry](
         id="tenant-names-unique",
         scope=("spec", "admission"),
-        each=lambda admission: _repeated([tenant.name for tenant in admission.tenants]),
+        each=lambda admission: repeated([tenant.name for tenant in admission.tenants]),
         at=lambda entry: ("tenants", *entry.at, "name"),
         holds=never,
         message="'{name}' is listed twice: merge the two rows",
         values=lambda entry: {"name": entry.value},
-        cel=(_repeated_rule("tenants", "x.name"),),
+        cel=(repeated_cel("tenants", "x.name"),),
     ),
     Rule[StreamPair](
         id="shared-router-is-another",
@@ -249,43 +258,7 @@ RULES: tuple[Rule[Any], ...] = (
         message="and maxSurge are both 0, so no lane could ever be replaced: set one of them to 1",
         cel=(Cel("self.maxUnavailable + self.maxSurge > 0", at=("maxUnavailable",)),),
     ),
-    *(
-        Rule[Entry](
-            id="env-not-ours",
-            scope=scope,
-            each=_owned_env,
-            at=lambda entry: entry.at,
-            holds=never,
-            message="{name} is set by StreamServe: remove it from the template",
-            values=lambda entry: {"name": entry.value},
-            cel=(
-                Cel(
-                    f"!self.matches({literal(f'^({OWNED_ENV.pattern})$')})",
-                    {"name": "self"},
-                    inner=("env", "[]", "name"),
-                ),
-            ),
-        )
-        for scope in _TEMPLATES
-    ),
-    *(
-        Rule[str](
-            id="labels-not-ours",
-            scope=(*scope, kind),
-            each=list,
-            at=lambda key: (key,),
-            holds=lambda key: OWNED_PREFIX not in key,
-            message=f"{{key}} selects our pods: use another prefix than {OWNED_PREFIX}",
-            values=lambda key: {"key": key},
-            cel=(
-                Cel(
-                    f"!self.exists(key, key.contains({literal(OWNED_PREFIX)}))",
-                    {"key": "found"},
-                    found=f"self.filter(key, key.contains({literal(OWNED_PREFIX)}))[0]",
-                ),
-            ),
-        )
-        for scope in _TEMPLATES
-        for kind in ("labels", "annotations")
-    ),
+    *rules_pods.RULES,
+    *rules_volumes.RULES,
+    *rules_resources.RULES,
 )

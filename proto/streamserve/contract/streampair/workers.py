@@ -12,12 +12,13 @@ from streamserve.contract.streampair.fields import (
     FlagName,
     FlagValue,
     Hot,
+    Image,
     Int,
     JsonObject,
-    MapKey,
     ModelName,
     OptionalSubdomain,
     Quantity,
+    ResourceName,
     Scale,
     SecretKey,
     ServedName,
@@ -26,20 +27,22 @@ from streamserve.contract.streampair.fields import (
     Subdomain,
 )
 from streamserve.contract.streampair.pods import (
+    Annotations,
     EnvVar,
+    Labels,
     LocalReference,
     SecurityContext,
-    StringMap,
     Toleration,
     TopologySpreadConstraint,
+    Volume,
     VolumeMount,
 )
 
 MAX_REPLICAS_PER_LANE = 8
 
 Args = Annotated[dict[FlagName, FlagValue], Field(max_length=128)]
-Quantities = Annotated[dict[MapKey, Quantity], Field(max_length=32)]
-JsonObjects = Annotated[tuple[JsonObject, ...], Field(max_length=64)]
+Quantities = Annotated[dict[ResourceName, Quantity], Field(max_length=32)]
+Volumes = Annotated[tuple[Volume, ...], Field(max_length=64)]
 Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=64)]
 SpreadConstraints = Annotated[tuple[TopologySpreadConstraint, ...], Field(max_length=16)]
 VolumeMounts = Annotated[tuple[VolumeMount, ...], Field(max_length=64)]
@@ -97,7 +100,7 @@ class ModelSpec(SpecModel):
 
 class Engine(SpecModel):
     image: Annotated[
-        ShortText, Cold(), Field(description="worker image; empty means the chart's own, of the same release")
+        Image, Cold(), Field(description="worker image; empty means the chart's own, of the same release")
     ] = ""
     kind: Annotated[EngineKind, Cold(), Field(description="real vLLM, or the simulator that replays a calibration")] = (
         EngineKind.VLLM
@@ -133,13 +136,13 @@ class Resources(SpecModel):
 class Template(SpecModel):
     """Overlay on the pods that we build: exactly these keys, the rest of a pod is ours."""
 
-    labels: Annotated[StringMap, Cold(), Field(description="extra pod labels; streamserve.io/* is ours")] = Field(
+    labels: Annotated[Labels, Cold(), Field(description="extra pod labels; streamserve.io/* is ours")] = Field(
         default_factory=dict
     )
-    annotations: Annotated[StringMap, Cold(), Field(description="extra pod annotations; streamserve.io/* is ours")] = (
-        Field(default_factory=dict)
-    )
-    node_selector: Annotated[StringMap, Cold(), Field(description="nodes that may run the pods")] = Field(
+    annotations: Annotated[
+        Annotations, Cold(), Field(description="extra pod annotations; streamserve.io/* is ours")
+    ] = Field(default_factory=dict)
+    node_selector: Annotated[Labels, Cold(), Field(description="nodes that may run the pods")] = Field(
         default_factory=dict
     )
     affinity: Annotated[JsonObject, Cold(), Field(description="added to the affinity that `placement` makes")] = Field(
@@ -149,7 +152,7 @@ class Template(SpecModel):
     topology_spread_constraints: Annotated[
         SpreadConstraints, Cold(), Field(description="how lanes spread over zones")
     ] = ()
-    volumes: Annotated[JsonObjects, Cold(), Field(description="extra volumes, a model cache say")] = ()
+    volumes: Annotated[Volumes, Cold(), Field(description="extra volumes, a model cache say")] = ()
     volume_mounts: Annotated[VolumeMounts, Cold(), Field(description="where those volumes appear")] = ()
     env: Annotated[
         EnvVars, Cold(), Field(description="extra environment; variables that we set are refused by name")

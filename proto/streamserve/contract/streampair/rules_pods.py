@@ -1,0 +1,285 @@
+"""Rules about what a template lays over a pod: what of it is ours, and what the API server would refuse in the pod.
+
+A lane that is replaced is drained and deleted first, so a refusal that comes with the new pod comes too late: whatever
+core/v1 says about the parts of a template that are typed here is said when the StreamPair is applied. Its volumes have
+a file of their own, `rules_volumes.py`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from streamserve.contract.streampair.fields import Path
+from streamserve.contract.streampair.pods import (
+    EnvVar,
+    ProfileType,
+    SecurityContext,
+    SelectorOperator,
+    SelectorRequirement,
+    TaintEffect,
+    Toleration,
+    TolerationOperator,
+    TopologySpreadConstraint,
+    Unsatisfiable,
+)
+from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never
+from streamserve.contract.streampair.workers import Template
+
+OWNED_ENV = re.compile(r"STREAMSERVE_.*|VLLM_NIXL_SIDE_CHANNEL_(HOST|PORT)|POD_(NAME|IP|UID)")
+OWNED_PREFIX = "streamserve.io/"
+OWNED_LABELS = tuple(f"app.kubernetes.io/{name}" for name in ("name", "instance", "part-of", "managed-by", "component"))
+
+TEMPLATES: tuple[Path, ...] = tuple(("spec", part, "template") for part in ("prefill", "decode", "router"))
+
+_SOURCES_OF_ENV = ("fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef")
+_ONE_SOURCE = f"[{', '.join(f'has(self.valueFrom.{name})' for name in _SOURCES_OF_ENV)}].filter(x, x).size() == 1"
+_WITH_VALUES = (SelectorOperator.IN, SelectorOperator.NOT_IN)
+
+
+def whole(pattern: re.Pattern[str]) -> str:
+    """The pattern of a full match, as CEL writes it."""
+    return literal(f"^({pattern.pattern})$")
+
+
+def items(*fields: str) -> Callable[[Template], Iterator[Entry]]:
+    """Every item of a template's list, or of lists in the items of a list."""
+
+    def walk(node: Any, at: Path, left: tuple[str, ...]) -> Iterator[Entry]:
+        if not left:
+            yield Entry(at, node)
+            return
+        found = look_up(node, (left[0],))
+        if isinstance(found, tuple):
+            for index, item in enumerate(found):
+                yield from walk(item, (*at, left[0], index), left[1:])
+        elif found is not None:
+            yield from walk(found, (*at, left[0]), left[1:])
+
+    return lambda template: walk(template, (), fields)
+
+
+def each_item(
+    rule: str,
+    fields: Path,
+    at: str,
+    holds: Callable[[Any], bool],
+    cel: str,
+    message: str,
+    values: Mapping[str, str] | None = None,
+) -> tuple[Rule[Entry], ...]:
+    """One row a template: `holds`, and `cel` of self, of each item at `fields`; `values` are fields of the item."""
+    shown = values or {}
+    names = [str(field) for field in fields if field != "[]"]
+    return tuple(
+        Rule[Entry](
+            id=rule,
+            scope=scope,
+            each=items(*names),
+            at=lambda entry: (*entry.at, at),
+            holds=lambda entry: holds(entry.value),
+            message=message,
+            values=lambda entry: {name: look_up(entry.value, (field,)) for name, field in shown.items()},
+            cel=(Cel(cel, {name: f"self.{field}" for name, field in shown.items()}, inner=fields, at=(at,)),),
+        )
+        for scope in TEMPLATES
+    )
+
+
+def _owned_env(template: Template) -> list[Entry]:
+    return [
+        Entry(("env", index, "name"), variable.name)
+        for index, variable in enumerate(template.env)
+        if OWNED_ENV.fullmatch(variable.name)
+    ]
+
+
+def _sources_of(variable: EnvVar) -> int:
+    """How many sources a variable names; one where it has none at all, which is as it should be."""
+    found = variable.value_from
+    return 1 if found is None else sum(look_up(found, (name,)) is not None for name in _SOURCES_OF_ENV)
+
+
+def _is_fully_told(context: SecurityContext) -> bool:
+    profile = context.seccomp_profile
+    return profile is None or (profile.type is ProfileType.LOCALHOST) == (profile.localhost_profile is not None)
+
+
+def _may_escalate(context: SecurityContext) -> bool:
+    return not context.privileged or bool(context.allow_privilege_escalation)
+
+
+def _tolerates_what(toleration: Toleration) -> bool:
+    return bool(toleration.key) or toleration.operator is TolerationOperator.EXISTS
+
+
+def _has_value_to_compare(toleration: Toleration) -> bool:
+    return toleration.operator is not TolerationOperator.EXISTS or not toleration.value
+
+
+def _is_evicting(toleration: Toleration) -> bool:
+    return toleration.toleration_seconds is None or toleration.effect is TaintEffect.NO_EXECUTE
+
+
+def _has_values_where_compared(requirement: SelectorRequirement) -> bool:
+    return (requirement.operator in _WITH_VALUES) == bool(requirement.values)
+
+
+def _may_have_domains(constraint: TopologySpreadConstraint) -> bool:
+    return constraint.min_domains is None or constraint.when_unsatisfiable is Unsatisfiable.DO_NOT_SCHEDULE
+
+
+_METADATA: tuple[Rule[Any], ...] = (
+    *(
+        Rule[str](
+            id="labels-not-ours",
+            scope=(*scope, kind),
+            each=list,
+            at=lambda key: (key,),
+            holds=lambda key: OWNED_PREFIX not in key,
+            message=f"{{key}} selects our pods: use another prefix than {OWNED_PREFIX}",
+            values=lambda key: {"key": key},
+            cel=(
+                Cel(
+                    f"!self.exists(key, key.contains({literal(OWNED_PREFIX)}))",
+                    {"key": "found"},
+                    found=f"self.filter(key, key.contains({literal(OWNED_PREFIX)}))[0]",
+                ),
+            ),
+        )
+        for scope in TEMPLATES
+        for kind in ("labels", "annotations")
+    ),
+    *(
+        Rule[str](
+            id="label-is-ours",
+            scope=(*scope, "labels"),
+            each=list,
+            at=lambda key: (key,),
+            holds=lambda key: key not in OWNED_LABELS,
+            message="is set by StreamServe: use another label than {key}",
+            values=lambda key: {"key": key},
+            cel=(
+                Cel(
+                    f"!self.exists(key, key in {literal(OWNED_LABELS)})",
+                    {"key": "found"},
+                    found=f"self.filter(key, key in {literal(OWNED_LABELS)})[0]",
+                ),
+            ),
+        )
+        for scope in TEMPLATES
+    ),
+)
+
+_ENVIRONMENT: tuple[Rule[Any], ...] = (
+    *(
+        Rule[Entry](
+            id="env-not-ours",
+            scope=scope,
+            each=_owned_env,
+            at=lambda entry: entry.at,
+            holds=never,
+            message="{name} is set by StreamServe: remove it from the template",
+            values=lambda entry: {"name": entry.value},
+            cel=(Cel(f"!self.matches({whole(OWNED_ENV)})", {"name": "self"}, inner=("env", "[]", "name")),),
+        )
+        for scope in TEMPLATES
+    ),
+    *each_item(
+        "env-value-or-source",
+        ("env", "[]"),
+        "valueFrom",
+        lambda variable: variable.value == "" or variable.value_from is None,
+        "self.value == '' || !has(self.valueFrom)",
+        "{name} has a value as well: remove one of the two",
+        {"name": "name"},
+    ),
+    *each_item(
+        "env-one-source",
+        ("env", "[]"),
+        "valueFrom",
+        lambda variable: _sources_of(variable) == 1,
+        f"!has(self.valueFrom) || {_ONE_SOURCE}",
+        f"{{name}} is read from one place: give one of {', '.join(_SOURCES_OF_ENV)}",
+        {"name": "name"},
+    ),
+)
+
+_SCHEDULING: tuple[Rule[Any], ...] = (
+    *each_item(
+        "toleration-has-a-key",
+        ("tolerations", "[]"),
+        "key",
+        _tolerates_what,
+        "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+        "is missing: name a taint, or set operator Exists to accept every one",
+    ),
+    *each_item(
+        "toleration-value-is-compared",
+        ("tolerations", "[]"),
+        "value",
+        _has_value_to_compare,
+        "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+        "is not looked at with operator Exists: remove it",
+    ),
+    *each_item(
+        "toleration-seconds-of-an-eviction",
+        ("tolerations", "[]"),
+        "tolerationSeconds",
+        _is_evicting,
+        "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+        "counts for effect NoExecute alone: set that effect, or remove it",
+    ),
+    *each_item(
+        "spread-domains-where-pods-wait",
+        ("topologySpreadConstraints", "[]"),
+        "minDomains",
+        _may_have_domains,
+        "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
+        "counts for whenUnsatisfiable DoNotSchedule alone: set that, or remove it",
+    ),
+    *each_item(
+        "selector-values-where-compared",
+        ("topologySpreadConstraints", "[]", "labelSelector", "matchExpressions", "[]"),
+        "values",
+        _has_values_where_compared,
+        f"(self.operator in {literal(_WITH_VALUES)}) == (self.values.size() > 0)",
+        "belong to In and NotIn, which need some, and to no other operator: add or remove them",
+    ),
+)
+
+_SECURITY: tuple[Rule[Any], ...] = tuple(
+    rule
+    for scope in TEMPLATES
+    for rule in (
+        Rule[SecurityContext](
+            id="privileged-may-escalate",
+            scope=(*scope, "securityContext"),
+            at=here("privileged"),
+            holds=_may_escalate,
+            message="cannot be without more privileges, which we refuse by default: set allowPrivilegeEscalation too",
+            cel=(
+                Cel(
+                    "!has(self.privileged) || !self.privileged || "
+                    "(has(self.allowPrivilegeEscalation) && self.allowPrivilegeEscalation)",
+                    at=("privileged",),
+                ),
+            ),
+        ),
+        Rule[SecurityContext](
+            id="localhost-profile-with-its-type",
+            scope=(*scope, "securityContext"),
+            at=here("seccompProfile", "localhostProfile"),
+            holds=_is_fully_told,
+            message="is the file of type Localhost, and of no other: add or remove it",
+            cel=(
+                Cel(
+                    "!has(self.seccompProfile) || "
+                    "(self.seccompProfile.type == 'Localhost') == has(self.seccompProfile.localhostProfile)",
+                    at=("seccompProfile", "localhostProfile"),
+                ),
+            ),
+        ),
+    )
+)
+
+RULES: tuple[Rule[Any], ...] = (*_METADATA, *_ENVIRONMENT, *_SCHEDULING, *_SECURITY)
