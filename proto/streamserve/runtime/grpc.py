@@ -1,7 +1,8 @@
 """gRPC servers and channels with the timeouts that were measured to work.
 
-Keepalive alone found a frozen peer only after 60 s; `grpc.http2.ping_timeout_ms` brings that to seconds (FACTS of the
-design: 1.5 s with 1500 ms). Messages are bounded on both sides: a larger one gets RESOURCE_EXHAUSTED from gRPC itself.
+Keepalive alone found a frozen peer only after 70 s; with `grpc.http2.ping_timeout_ms` it takes at most a keepalive and
+that, 12 s (tests/e2e/router_simulator/test_frozen_peer.py). Messages are bounded on both sides: a larger one gets
+RESOURCE_EXHAUSTED from gRPC itself.
 """
 
 from __future__ import annotations

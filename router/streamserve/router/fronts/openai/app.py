@@ -137,7 +137,7 @@ class _Generation:
         except StreamServeError as error:
             await reply.fail(error)
         except Exception:
-            _log.exception("the OpenAI front failed")
+            _log.exception("the OpenAI front failed", extra={"request_id": reply.request_id})
             await reply.fail(InternalError("the router failed; report this with its log"))
 
     async def _answer(self, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
