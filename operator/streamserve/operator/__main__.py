@@ -59,12 +59,18 @@ class Operator:
             rng=rng,
             redis_users=settings.redis_users,
         )
+        self._pod_events = PodEvents(
+            api,
+            fence,
+            ask=lambda key: self._controller.ask(key),  # noqa: PLW0108 (made below)
+            now=time.time,
+        )
         reconciler = Reconciler(
             store,
             Applier(api, store, metrics, _utc_now),
             StatusWriter(api, store, metrics, _utc_now),
             self._fleet,
-            PodEvents(api),
+            self._pod_events,
             settings.site,
             clock=clock,
             utc_now=_utc_now,
@@ -149,6 +155,7 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._elector.run(), name="lease")
             group.create_task(self._controller.run(), name="controller")
+            group.create_task(self._pod_events.run(), name="events of pods")
             if self._renewal is not None:
                 group.create_task(self._renewal.run(), name="renewal")
 

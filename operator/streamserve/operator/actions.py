@@ -70,13 +70,15 @@ class Rehearse:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """`seconds` bounds it; `since` is written down, so that an operator that starts later knows the end."""
+    """`seconds` bounds it; `since` is written down, so that an operator that starts later knows the end. `begun`: a
+    lane of which another pod is marked already, which nothing is gained by leaving half drained."""
 
     name: str
     uid: str
     reason: Reason
     since: str
     seconds: int
+    begun: bool = False
     kind: str = "Pod"
 
 

@@ -46,11 +46,11 @@ def diff(desired: Desired, observed: Observed, now: float) -> Step:
     leftover = tuple(key for key, owner in blocked.items() if owner is Owner.LEFTOVER)
     gates = tuple(_gates(observed))
     now_to_do = rollout(desired, _after(gates, observed), now)
-    held_back, blocking = holder(now_to_do.actions), (*refused, *leftover)
+    held_back = holder(now_to_do.actions, absent=(*refused, *leftover))
     actions = [
         *_objects(desired, observed),
         *gates,
-        *(action for action in now_to_do.actions if not held_back(action, blocking)),
+        *(action for action in now_to_do.actions if not held_back(action, ())),
         *_repairs(desired, observed),
         *_unwanted(desired, observed),
     ]

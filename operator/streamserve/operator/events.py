@@ -5,11 +5,12 @@ pull does. The kubelet tells of it in Events alone, again and again while it tri
 
     whom to ask about   pods that have been in the making for FIRST_SECONDS, each anew after AGAIN_SECONDS, later after
                         a quarter of the time that it has taken, at most SLOWEST_SECONDS
-    what they say       the newest failure, if no step that comes after it (a pull, a container that is made) is newer
+    what they say       a failure of late, if no step that comes after it (a pull, a container that is made) is newer
 
-Of failures the one that names the object wins: after two minutes the kubelet also says of all volumes together that
-their time is over. Long hexadecimal numbers are left out: a sandbox has another one each time, and the message would
-change with it. Pure; `edge/pod_events.py` asks. Times are seconds since the epoch.
+Of failures those that name the object win: after two minutes the kubelet also says of all volumes together that their
+time is over. Of several such, which it repeats in turns, always the same one is told. Numbers that are other ones each
+time (a sandbox's, a request's) are left out, or the message would change with them. Pure; `edge/pod_events.py` asks.
+Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from streamserve.operator.observe import Observed, Pod, Router, seconds_of
 FIRST_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 10.0
 SLOWEST_SECONDS: Final = 60.0
-MOST_AT_ONCE: Final = 2
 MAX_CAUSE_LENGTH: Final = 300
 FAILURES: Final = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 STEPS: Final = frozenset({"Pulling", "Pulled", "Created", "Started"})
 _TOGETHER: Final = "Unable to attach or mount volumes"
 _SHARE: Final = 0.25
-_HEXADECIMAL: Final = re.compile(r"\b[0-9a-f]{12,}\b")
+_OF_LATE_SECONDS: Final = 150.0
+"""A kubelet comes back to a volume after two minutes at the latest."""
+_OTHER_EACH_TIME: Final = re.compile(r"\b([0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{12,})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,13 @@ class Answer:
     cause: str = ""
 
 
-def to_ask(observed: Observed, answers: Mapping[str, Answer], now: float) -> tuple[Pod | Router, ...]:
-    """Those whose Events are due, at most MOST_AT_ONCE, the one that has waited longest first. `answers` by uid."""
-    due = sorted((_due_seconds(pod, answers), pod.name, pod) for pod in in_the_making(observed))
-    return tuple(pod for at, _, pod in due if at <= now)[:MOST_AT_ONCE]
-
-
-def again_seconds(observed: Observed, answers: Mapping[str, Answer], now: float) -> float | None:
-    """Until the next is due; None while no container is being made."""
-    dues = (_due_seconds(pod, answers) for pod in in_the_making(observed))
-    return min((max(0.0, due - now) for due in dues), default=None)
+def due_seconds(pod: Pod | Router, answer: Answer | None) -> float:
+    """When its Events are to be read, of a pod that is in the making; `answer`: what they said last."""
+    since = pod.making_since_seconds or 0.0
+    if answer is None:
+        return since + FIRST_SECONDS
+    taken = answer.at_seconds - since
+    return answer.at_seconds + min(SLOWEST_SECONDS, max(AGAIN_SECONDS, _SHARE * taken))
 
 
 def told(observed: Observed, answers: Mapping[str, Answer]) -> Observed:
@@ -76,20 +75,14 @@ def cause_of(events: Iterable[Mapping[str, Any]]) -> str:
     failures = [event for event in known if event["reason"] in FAILURES and _seconds(event) > stepped]
     if not failures:
         return ""
-    newest = max(failures, key=lambda event: (not _words(event).startswith(_TOGETHER), _seconds(event)))
-    return f"{newest['reason']}: {_words(newest) or 'no message'}"
-
-
-def _due_seconds(pod: Pod | Router, answers: Mapping[str, Answer]) -> float:
-    since, answer = pod.making_since_seconds or 0.0, answers.get(pod.uid)
-    if answer is None:
-        return since + FIRST_SECONDS
-    taken = answer.at_seconds - since
-    return answer.at_seconds + min(SLOWEST_SECONDS, max(AGAIN_SECONDS, _SHARE * taken))
+    newest = max(map(_seconds, failures))
+    of_late = [event for event in failures if _seconds(event) >= newest - _OF_LATE_SECONDS]
+    chosen = min(of_late, key=lambda event: (_words(event).startswith(_TOGETHER), event["reason"], _words(event)))
+    return f"{chosen['reason']}: {_words(chosen) or 'no message'}"
 
 
 def _words(event: Mapping[str, Any]) -> str:
-    said = _HEXADECIMAL.sub("…", " ".join(str(event.get("message") or "").split()))
+    said = _OTHER_EACH_TIME.sub("…", " ".join(str(event.get("message") or "").split()))
     return said if len(said) <= MAX_CAUSE_LENGTH else said[: MAX_CAUSE_LENGTH - 1] + "…"
 
 

@@ -1,11 +1,12 @@
 """What a write that the API server refuses holds back until it succeeds: what would be made by halves, or given up for
 something that cannot come.
 
-    refused                      held back
-    what pods mount              every new pod, and drains for a new revision
-    a pod                        the other new pods of its lane
-    the rehearsal of a pod       drains for a new revision
-    anything else                nothing: a lost pod comes back although a PodDisruptionBudget exceeds a quota
+    refused                                held back
+    what workers mount and is not there    every new pod, rehearsals, drains that begin for a new revision
+    a pod                                  the other new pods of its lane
+    the rehearsal of a pod                 the other rehearsals, drains that begin for a new revision
+    such a drain                           rehearsals: nothing is given up now
+    anything else                          nothing: a lost pod comes back although a PodDisruptionBudget exceeds a quota
 """
 
 from __future__ import annotations
@@ -16,31 +17,56 @@ from typing import Final
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Drain, Reason, Rehearse
 
-MOUNTED_BY_PODS: Final = frozenset({"ConfigMap", "ServiceAccount"})
+_MOUNTED: Final = frozenset({"ConfigMap", "ServiceAccount"})
 Name = tuple[str, str]
+Write = tuple[str, str, str]
+"""The verb, which is the action's type, the kind and the name: one refused write to a pod says nothing of another."""
 
 
-def holder(actions: Iterable[Action]) -> Callable[[Action, Collection[Name]], bool]:
-    """A function that says whether one of these actions waits for a write that was refused."""
-    lane_of, rehearsed = {}, set()
+def write_of(action: Action) -> Write:
+    return type(action).__name__, action.kind, action.name
+
+
+def mounted_by_workers(name: Name) -> bool:
+    """A pair has one ConfigMap, and an account for its workers beside that for its routers."""
+    return name[0] in _MOUNTED and not name[1].endswith(f"-{naming.ROUTER}")
+
+
+def holder(actions: Iterable[Action], absent: Iterable[Name] = ()) -> Callable[[Action, Collection[Write]], bool]:
+    """A function that says whether one of these actions waits, given the writes that were refused.
+
+    `absent`: objects that cannot be made as long as somebody else's have their names.
+    """
+    lane_of, rehearsals, beginnings, missing = {}, set(), set(), set()
     for each in actions:
-        if isinstance(each, Apply) and each.kind == "Pod":
-            lane_of[each.name] = _lane(each)
-        elif isinstance(each, Rehearse):
-            rehearsed.add((each.kind, each.name))
+        match each:
+            case Apply(kind="Pod"):
+                lane_of[write_of(each)] = _lane(each)
+            case Apply(reason=Reason.MISSING):
+                missing.add(write_of(each))
+            case Rehearse():
+                rehearsals.add(write_of(each))
+            case Drain() if _begins_a_replacement(each):
+                beginnings.add(write_of(each))
+    without = any(map(mounted_by_workers, absent))
 
-    def held_back(action: Action, refused: Collection[Name]) -> bool:
-        no_pods = any(kind in MOUNTED_BY_PODS for kind, _ in refused)
+    def held_back(action: Action, refused: Collection[Write]) -> bool:
+        no_pods = without or any(mounted_by_workers(write[1:]) for write in missing.intersection(refused))
         match action:
             case Apply(kind="Pod"):
-                lanes = {lane_of[name] for kind, name in refused if kind == "Pod" and name in lane_of}
-                return no_pods or _lane(action) in lanes
-            case Drain(reason=Reason.REVISION_CHANGED):
-                return no_pods or not rehearsed.isdisjoint(refused)
+                return no_pods or _lane(action) in {lane_of[write] for write in refused if write in lane_of}
+            case Rehearse():
+                return no_pods or not (rehearsals | beginnings).isdisjoint(refused)
+            case Drain() if _begins_a_replacement(action):
+                return no_pods or not rehearsals.isdisjoint(refused)
             case _:
                 return False
 
     return held_back
+
+
+def _begins_a_replacement(action: Drain) -> bool:
+    return action.reason is Reason.REVISION_CHANGED and not action.begun
 
 
 def _lane(action: Apply) -> str:

@@ -74,8 +74,8 @@ def rollout(desired: Desired, observed: Observed, now: float) -> Rollout:
         by_lane.setdefault(pod.lane, []).append(pod)
     actions: list[Action] = []
     drains = _drains(chosen, by_lane, desired, now)
-    actions += [*_rehearsals(drains, observed, desired), *drains]
     actions += _deletions(by_lane, observed, desired, now)
+    actions += [*_rehearsals(drains, observed, desired), *drains]
     actions += _creations(chosen, by_lane, observed, desired)
     needs_surge = (
         desired.reluctant
@@ -171,13 +171,11 @@ def one_trial(
 def _rehearsals(drains: list[Drain], observed: Observed, desired: Desired) -> list[Rehearse]:
     """A pod of each role of a revision of which there is none yet, before any other pod is given up for it."""
     wanted = desired.wanted
-    unmarked = {pod.name: pod for pod in observed.pods if not pod.drain}
-    given_up = [
-        unmarked[each.name] for each in drains if each.reason is Reason.REVISION_CHANGED and each.name in unmarked
-    ]
+    lanes = {pod.name: pod.lane for pod in observed.pods}
+    given_up = [lanes[each.name] for each in drains if each.reason is Reason.REVISION_CHANGED and not each.begun]
     if not given_up or any(pod.revision == wanted.revision for pod in observed.pods):
         return []
-    lane = min(pod.lane for pod in given_up)
+    lane = min(given_up)
     firsts = {slot.role: slot for slot in sorted(wanted.slots, reverse=True)}
     return [Rehearse(desired.pod(lane, slot), Reason.REVISION_CHANGED, f"lane-{lane}") for slot in firsts.values()]
 
@@ -199,8 +197,9 @@ def _drains(
             marks |= {pod.name: (pod, Reason(reason)) for pod in pods}
     since = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     seconds = desired.pair.spec.update.drain_seconds
+    begun = {lane for lane, pods in by_lane.items() if any(pod.drain in _OF_THE_LANE for pod in pods)}
     return [
-        Drain(pod.name, pod.uid, reason, since, seconds)
+        Drain(pod.name, pod.uid, reason, since, seconds, begun=pod.lane in begun)
         for _, (pod, reason) in sorted(marks.items())
         if not pod.leaving
     ]

@@ -13,12 +13,11 @@ from streamserve.operator.events import (
     AGAIN_SECONDS,
     FIRST_SECONDS,
     MAX_CAUSE_LENGTH,
-    MOST_AT_ONCE,
     SLOWEST_SECONDS,
     Answer,
-    again_seconds,
     cause_of,
-    to_ask,
+    due_seconds,
+    in_the_making,
     told,
 )
 from streamserve.operator.observe import Observed, Pod, Router
@@ -38,48 +37,23 @@ def router(uid: str = "r") -> Router:
     return Router(name=f"tiny-{uid}", uid=uid, making_since_seconds=CAME)
 
 
-def asked(observed: Observed, at: float, **answers: float) -> set[str]:
-    """Whom to ask `at` seconds after they came; `answers`: when somebody's Events were read, by uid."""
-    known = {uid: Answer(CAME + read) for uid, read in answers.items()}
-    return {pod.uid for pod in to_ask(observed, known, CAME + at)}
-
-
 def test_nobody_is_asked_about_before_a_kubelet_had_time_to_speak() -> None:
-    seen = Observed(pods=(worker(),), routers=(router(),))
-    assert asked(seen, FIRST_SECONDS - 1.0) == set()
-    assert asked(seen, FIRST_SECONDS) == {"w", "r"}
-    assert again_seconds(seen, {}, CAME) == FIRST_SECONDS
-
-
-def test_the_first_answer_comes_within_the_ten_seconds_that_are_promised() -> None:
-    assert FIRST_SECONDS < 10.0
+    assert due_seconds(worker(), None) == due_seconds(router(), None) == CAME + FIRST_SECONDS
+    assert FIRST_SECONDS < 10.0, "what is promised"
 
 
 def test_the_same_pod_is_asked_about_ever_more_slowly() -> None:
-    seen, read, reads = Observed(pods=(worker(),)), {"w": 5.0}, [5.0]
+    reads = [CAME + FIRST_SECONDS]
     for _ in range(40):
-        wait = again_seconds(seen, {"w": Answer(CAME + read["w"])}, CAME + read["w"])
-        assert wait is not None
-        assert asked(seen, read["w"] + wait - 0.5, **read) == set()
-        read = {"w": read["w"] + wait}
-        assert asked(seen, read["w"], **read) == set()
-        reads.append(read["w"])
+        reads.append(due_seconds(worker(), Answer(reads[-1])))
     gaps = [later - earlier for earlier, later in pairwise(reads)]
     assert (gaps[0], gaps[-1]) == (AGAIN_SECONDS, SLOWEST_SECONDS)
     assert gaps == sorted(gaps)
 
 
-def test_of_many_the_one_that_has_waited_longest_comes_first() -> None:
-    seen = Observed(pods=tuple(worker(uid) for uid in "abcd"))
-    assert asked(seen, 20.0) == {"a", "b"}
-    assert asked(seen, 20.0, a=19.0, b=19.0) == {"c", "d"}
-    assert MOST_AT_ONCE == 2
-
-
 def test_nobody_is_asked_about_who_has_begun_or_leaves() -> None:
     running, leaving = replace(worker(), making_since_seconds=None), worker(drain="ScaledDown")
-    assert asked(Observed(pods=(running, leaving)), 60.0) == set()
-    assert again_seconds(Observed(pods=(running, leaving)), {}, CAME) is None
+    assert not list(in_the_making(Observed(pods=(running, leaving))))
 
 
 def test_an_answer_counts_until_its_pod_has_begun() -> None:
@@ -93,15 +67,19 @@ def test_an_answer_counts_until_its_pod_has_begun() -> None:
 
 def event(reason: str, message: str = "m", at: int = 0, **fields: Any) -> dict[str, Any]:
     """As a kubelet writes it, seen last `at` seconds after the full minute."""
-    return {"reason": reason, "message": message, "lastTimestamp": f"2026-11-21T12:00:{at:02}Z", **fields}
+    return {"reason": reason, "message": message, "lastTimestamp": f"2026-11-21T12:00:{at:02}Z"} | fields
 
 
 EVENTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "nothing says nothing": ([], ""),
     "a Secret that is missing is named": ([event("FailedMount", SECRET)], f"FailedMount: {SECRET}"),
-    "the newest failure counts": (
-        [event("FailedMount", "old", at=1), event("FailedAttachVolume", "new", at=9)],
-        "FailedAttachVolume: new",
+    "of two that a kubelet repeats in turns it is always the same one": (
+        [event("FailedMount", "b", at=9), event("FailedMount", "a", at=1)],
+        "FailedMount: a",
+    ),
+    "a failure that is not repeated any more is over": (
+        [event("FailedMount", "a", lastTimestamp="2026-11-21T11:50:00Z"), event("FailedMount", "b", at=9)],
+        "FailedMount: b",
     ),
     "a failure that names the object counts more than the sum of all": (
         [event("FailedMount", SECRET, at=1), event("FailedMount", TOGETHER, at=59)],
@@ -120,6 +98,10 @@ EVENTS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a sandbox's number, which is another each time, is left out": (
         [event("FailedCreatePodSandBox", 'sandbox "0123456789abcdef0123456789abcdef": no CNI')],
         'FailedCreatePodSandBox: sandbox "…": no CNI',
+    ),
+    "so is the number of a cloud's request": (
+        [event("FailedAttachVolume", "no: request 6b1a2f3c-1111-4222-8333-0123456789ab")],
+        "FailedAttachVolume: no: request …",
     ),
     "what the scheduler or anybody else says is not it": (
         [event("Scheduled"), event("Unhealthy", type="Warning"), event("FailedToRetrieveImagePullSecret")],

@@ -4,7 +4,8 @@
                                (`found`). Then applied unforced: a stranger that was faster keeps what it holds.
                                With a seed: made under the seed's manager, seed included, then taken over.
     Apply, object there        server-side apply, forced
-    Rehearse                   server-side apply as a dry run. A full quota is no refusal: a pod will leave first
+    Rehearse                   server-side apply as a dry run. A full quota is no refusal, for a pod will leave first,
+                               nor is a webhook that takes no dry runs
     Drain                      merge patch of two annotations, with the pod's uid
     SetGate                    strategic merge patch of one condition of the pod's status, with the uid
     Delete                     with the uid as a precondition; propagation in the background
@@ -12,29 +13,30 @@
 Not there any more (404, 410), or another object by now (409 with a uid): the action is over, the watch will tell. A
 write that is refused for good is remembered (`rejected`) and told in a condition; the rest of the decision goes on,
 but for what would be made by halves (`refusals.py`). While an object was found that the decision knew nothing of, no
-pod is made. Anything else ends the reconcile, which is tried again; an error of the server says at which object.
+pod is made and none is given up. Anything else ends the reconcile, which is tried again; an error of the server says at
+which object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from streamserve.operator import naming
-from streamserve.operator.actions import Action, Apply, Delete, Drain, Rehearse, SetGate
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason, Rehearse, SetGate
 from streamserve.operator.edge.api import MERGE, STRATEGIC, Api
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import Conflict, Gone, NotFound, Refused, ServerFailed
 from streamserve.operator.edge.resources import BY_KIND
 from streamserve.operator.edge.store import Store
 from streamserve.operator.naming import FIELD_MANAGER, Manifest
-from streamserve.operator.refusals import Name, holder
+from streamserve.operator.refusals import Name, Write, write_of
 from streamserve.runtime import logs
 
 SEED_MANAGER: Final = f"{FIELD_MANAGER}-seed"
-_QUOTA: Final = "exceeded quota"
+_NO_REFUSAL: Final = ("quota", "does not support dry run")
 _log = logs.get(__name__)
 
 
@@ -42,12 +44,12 @@ _log = logs.get(__name__)
 class Carried:
     """What carrying out a decision brought to light.
 
-    `found`: objects that the watch does not show, by (kind, name). `rejected`: what the server said to a write that
-    it refuses for good, and to be written again only after a while.
+    `found`: objects that the watch does not show. `rejected`: what the server said to a write that it refuses for good,
+    and to be written again only after a while.
     """
 
     found: dict[Name, Manifest] = field(default_factory=dict)
-    rejected: dict[Name, str] = field(default_factory=dict)
+    rejected: dict[Write, str] = field(default_factory=dict)
     written: int = 0
 
 
@@ -63,21 +65,18 @@ class Applier:
         namespace: str,
         actions: Iterable[Action],
         shown: Set[Name],
-        refused: Mapping[Name, str] | None = None,
-        before: Carried | None = None,
-    ) -> Carried:
+        result: Carried,
+        held_back: Callable[[Action, Collection[Write]], bool],
+        refused: Collection[Write] = (),
+    ) -> None:
         """`shown`: the objects that were seen when it was decided. `refused`: what need not be tried again yet.
-        `before`: what became of the actions before these. Raises a Retryable ApiError, NotLeader.
+        `result` tells what was done, also where this raises a Retryable ApiError or NotLeader.
         """
-        actions, refused, result = list(actions), refused or {}, before or Carried()
-        held_back = holder(actions)
         for action in actions:
             name = (action.kind, action.name)
-            if name in refused and isinstance(action, Apply | Rehearse):
+            if write_of(action) in refused or held_back(action, {*refused, *result.rejected}):
                 continue
-            if held_back(action, {*refused, *result.rejected}):
-                continue
-            if isinstance(action, Apply) and action.kind == "Pod" and result.found:
+            if result.found and _makes_or_gives_up_a_pod(action):
                 continue
             try:
                 wrote = await self._one(namespace, action, name in shown, result)
@@ -85,7 +84,7 @@ class Applier:
                 said = f"{action.kind} {action.name}: {error.message}"
                 raise ServerFailed(said, status=error.status, retry_after_seconds=error.retry_after_seconds) from error
             except (Refused, NotFound, Gone) as error:
-                result.rejected[name] = error.message
+                result.rejected[write_of(action)] = error.message
                 _log.warning("%s %s/%s is refused: %s", action.kind, namespace, action.name, error.message)
                 continue
             if wrote:
@@ -99,7 +98,6 @@ class Applier:
                     action.name,
                     extra={"reason": action.reason.value, "detail": getattr(action, "detail", "")},
                 )
-        return result
 
     async def look(self, namespace: str, name: Name) -> Manifest | None:
         """An object as it is now, whoever's it is. Raises a Retryable ApiError."""
@@ -147,7 +145,7 @@ class Applier:
         try:
             await self._api.rehearse(BY_KIND[action.kind].path(namespace, action.name), action.manifest)
         except Refused as error:
-            if _QUOTA not in error.message:
+            if not any(each in error.message for each in _NO_REFUSAL):
                 raise
         return False
 
@@ -180,3 +178,11 @@ class Applier:
         if action.grace_seconds is not None:
             body["gracePeriodSeconds"] = action.grace_seconds
         await self._api.send("DELETE", BY_KIND[action.kind].path(namespace, action.name), body)
+
+
+def _makes_or_gives_up_a_pod(action: Action) -> bool:
+    match action:
+        case Apply(kind="Pod") | Rehearse() | Drain(reason=Reason.REVISION_CHANGED):
+            return True
+        case _:
+            return False

@@ -1,21 +1,23 @@
 """Reads the Events of pods whose containers are not being made, at a rate that an API server does not notice.
 
-    GET …/events?fieldSelector=involvedObject.uid=…    one call for a pod; `events.py` says for which, and what it means
+    GET …/events?fieldSelector=involvedObject.uid=…    one call for a pod; `events.py` says when, and what it means
 
-An Event costs the API server a look through all of its namespace, so there are MOST_PER_SECOND calls at most, for all
-StreamPairs together: who gets none is served in one of the next seconds. A call that fails is no reason to hold up a
-StreamPair: what was known before stays, and the pod is asked about again when it is due. Nothing is written.
+An Event costs the API server a look through all of its namespace, so one call follows the other, MOST_PER_SECOND at
+most for all StreamPairs together, and the pod that has been due for longest comes first. No reconcile waits for it: it
+is told what was read last, and the pair is looked at again when a pod's cause has become another. A call that fails
+leaves what was known. Nothing is written.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlencode
 
 from streamserve.operator import events
 from streamserve.operator.edge.api import Api
+from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.outcomes import ApiError
 from streamserve.operator.edge.resources import EVENT
 from streamserve.operator.edge.store import Key
@@ -24,51 +26,69 @@ from streamserve.operator.observe import Observed, Pod, Router
 from streamserve.runtime import logs
 
 MOST_PER_SECOND: Final = 5
+LOOK_SECONDS: Final = 1.0
 LIMIT_SECONDS: Final = 3.0
 MOST_EVENTS: Final = 200
-_WAIT_SECONDS: Final = 1.0
 _log = logs.get(__name__)
 
 
 class PodEvents:
     """What is known of each StreamPair's pods that are in the making, by uid."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, fence: Fence, *, ask: Callable[[Key], None], now: Callable[[], float]) -> None:
+        """`now` in seconds since the epoch."""
         self._api = api
-        self._answers: dict[Key, dict[str, Answer]] = {}
-        self._asked_at: deque[float] = deque(maxlen=MOST_PER_SECOND)
+        self._fence = fence
+        self._ask = ask
+        self._now = now
+        self._making: dict[Key, dict[str, Pod | Router]] = {}
+        self._answers: dict[str, Answer] = {}
         self._trouble = ""
 
-    async def told(self, key: Key, observed: Observed, now: float) -> Observed:
-        """`observed` with what keeps its pods back. `now` in seconds since the epoch. Never raises an ApiError."""
-        making = {pod.uid for pod in events.in_the_making(observed)}
-        answers = {uid: answer for uid, answer in self._answers.get(key, {}).items() if uid in making}
-        for pod in events.to_ask(observed, answers, now):
-            if not self._has_turn(now):
-                break
-            before = answers.get(pod.uid, Answer(now)).cause
-            # Before it is asked: a call that ends with the reconcile must not be sent again at once.
-            answers[pod.uid] = Answer(now, before)
-            answers[pod.uid] = Answer(now, await self._cause(key, pod, before))
-        if answers:
-            self._answers[key] = answers
-        else:
-            self.forget(key)
-        return events.told(observed, answers)
-
-    def again_seconds(self, key: Key, observed: Observed, now: float) -> float | None:
-        """Until Events are to be read again; None while no container is being made."""
-        left = events.again_seconds(observed, self._answers.get(key, {}), now)
-        return None if left is None else max(left, _WAIT_SECONDS)
+    def told(self, key: Key, observed: Observed) -> Observed:
+        """`observed` with what keeps its pods back, as far as is known; they are asked about from now on."""
+        before = self._making.pop(key, {})
+        making = {pod.uid: pod for pod in events.in_the_making(observed)}
+        for uid in before.keys() - making.keys():
+            self._answers.pop(uid, None)
+        if not making:
+            return observed
+        self._making[key] = making
+        return events.told(observed, {uid: self._answers[uid] for uid in making if uid in self._answers})
 
     def forget(self, key: Key) -> None:
-        self._answers.pop(key, None)
+        for uid in self._making.pop(key, {}):
+            self._answers.pop(uid, None)
 
-    def _has_turn(self, now: float) -> bool:
-        if len(self._asked_at) == MOST_PER_SECOND and now - self._asked_at[0] < 1.0:
-            return False
-        self._asked_at.append(now)
-        return True
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            pause = await self.turn()
+            await asyncio.sleep(pause)
+
+    async def turn(self) -> float:
+        """Asks about the pod that is due, if there is one. Returns the seconds until the next turn."""
+        if not self._fence.is_up:
+            return LOOK_SECONDS
+        due = min(
+            (
+                (events.due_seconds(pod, self._answers.get(uid)), uid, key, pod)
+                for key, making in self._making.items()
+                for uid, pod in making.items()
+            ),
+            key=lambda each: each[:2],
+            default=None,
+        )
+        if due is None or due[0] > self._now():
+            return LOOK_SECONDS if due is None else min(LOOK_SECONDS, due[0] - self._now())
+        _, uid, key, pod = due
+        before = self._answers[uid].cause if uid in self._answers else ""
+        cause = await self._cause(key, pod, before)
+        if uid in self._making.get(key, {}):
+            self._answers[uid] = Answer(self._now(), cause)
+            if cause != before:
+                self._ask(key)
+        return 1.0 / MOST_PER_SECOND
 
     async def _cause(self, key: Key, pod: Pod | Router, before: str) -> str:
         selector = f"involvedObject.name={pod.name},involvedObject.uid={pod.uid}"

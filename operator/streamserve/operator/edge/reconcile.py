@@ -5,7 +5,7 @@
 
 Once its ConfigMap holds a configuration it goes to the processes, whatever becomes of the other writes: nobody's quota
 or webhook delays a kill switch. Not before: a leader that comes after this one would not know of it, and might give its
-number to another.
+number to another. (A ConfigMap that the server refuses for good holds nothing up: Redis is then the only way there is.)
 
 A run that wrote anything is followed by another at once, which sees what it made and finds nothing left to do.
 
@@ -18,7 +18,7 @@ believed any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
@@ -37,7 +37,7 @@ from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Echo, Observed, observe
-from streamserve.operator.refusals import Name
+from streamserve.operator.refusals import Name, Write, holder, write_of
 from streamserve.operator.site import Site
 from streamserve.runtime import logs
 
@@ -97,7 +97,7 @@ class _Decided:
 class _Memory:
     found: dict[Name, Manifest] = field(default_factory=dict)
     looked_at: float = 0.0
-    rejected: dict[Name, _Rejection] = field(default_factory=dict)
+    rejected: dict[Write, _Rejection] = field(default_factory=dict)
     decided: _Decided | None = None
     term: int = 0
     failure: str = ""
@@ -113,13 +113,9 @@ class _Memory:
         long = self.failing_since is not None and now - self.failing_since >= FAILING_SECONDS
         return self.failure if long else ""
 
-    def rejected_now(self, generation: int, now: float) -> dict[Name, str]:
-        """What need not be tried again yet: a new spec is always tried."""
-        return {
-            name: said.message
-            for name, said in self.rejected.items()
-            if said.generation == generation and now < said.again_at
-        }
+    def rejected_now(self, generation: int, now: float) -> list[Write]:
+        """What need not be tried again yet, in the order in which it was refused: a new spec is always tried."""
+        return [write for write, said in self.rejected.items() if said.generation == generation and now < said.again_at]
 
 
 class Reconciler:
@@ -159,42 +155,49 @@ class Reconciler:
         if memory.term != self._term():
             memory.term, memory.decided = self._term(), None
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
-        seen = await self._gather(key, body, memory, now)
-        observed = await self._pod_events.told(key, seen, self._utc_now().timestamp())
+        observed = self._pod_events.told(key, await self._gather(key, body, memory, now))
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
-        refused = memory.rejected_now(generation, now)
+        refused, told, carried = memory.rejected_now(generation, now), set(memory.rejected), Carried()
         try:
-            carried = await self._carry_out(key, memory, observed, decision, refused)
+            await self._carry_out(key, memory, observed, decision, refused, carried)
         except ServerFailed as error:
             memory.failed(error.message, now)
             if observed.failing:
                 await self._say(body, observed, decision)
             raise
+        finally:
+            self._remember(memory, carried, refused, decision, generation)
         memory.failing_since = None
-        self._remember(memory, carried, refused, decision, generation)
         await self._say(body, observed, decision)
+        news = carried.written or carried.rejected or carried.found or told - memory.rejected.keys()
         return _earliest(
             decision.again_seconds,
-            _AT_ONCE_SECONDS if carried.written or carried.rejected or carried.found or observed.failing else None,
+            _AT_ONCE_SECONDS if news or observed.failing else None,
             LOOK_AGAIN_SECONDS if memory.found else None,
             REFUSED_AGAIN_SECONDS if memory.rejected else None,
-            self._pod_events.again_seconds(key, observed, self._utc_now().timestamp()),
         )
 
     async def _carry_out(
-        self, key: Key, memory: _Memory, observed: Observed, decision: Decision, refused: dict[Name, str]
-    ) -> Carried:
-        shown = _names(observed)
+        self,
+        key: Key,
+        memory: _Memory,
+        observed: Observed,
+        decision: Decision,
+        refused: Collection[Write],
+        carried: Carried,
+    ) -> None:
+        shown, held_back = _names(observed), holder(decision.actions)
         parts: tuple[list[Action], list[Action]] = [], []
         for action in decision.actions:
             parts[not (isinstance(action, Apply) and action.kind == "ConfigMap")].append(action)
         configuration, others = parts
-        carried = await self._applier.carry_out(key[0], configuration, shown, refused)
-        # A ConfigMap that the watch does not show may hold a newer decision than this one.
-        if not carried.found:
-            self._keep(key, memory, decision)
-            self._fleet.decided(key, decision, observed)
-        return await self._applier.carry_out(key[0], others, shown, refused, carried)
+        await self._applier.carry_out(key[0], configuration, shown, carried, held_back, refused)
+        if carried.found:
+            # It may hold a newer decision than this one, or be a stranger's.
+            return
+        self._keep(key, memory, decision)
+        self._fleet.decided(key, decision, observed)
+        await self._applier.carry_out(key[0], others, shown, carried, held_back, refused)
 
     async def _gather(self, key: Key, body: Manifest, memory: _Memory, now: float) -> Observed:
         children = list(self._store.children(key))
@@ -222,21 +225,21 @@ class Reconciler:
             asked=heard.asked,
             redis_away=heard.redis_away,
             decided=memory.decided.recalled() if memory.decided else None,
-            rejected={name: said.message for name, said in memory.rejected.items()},
+            rejected={(kind, name): said.message for (_, kind, name), said in memory.rejected.items()},
             failing=memory.failing(now),
         )
 
     def _remember(
-        self, memory: _Memory, carried: Carried, refused: dict[Name, str], decision: Decision, generation: int
+        self, memory: _Memory, carried: Carried, refused: Collection[Write], decision: Decision, generation: int
     ) -> None:
         now = self._clock()
         if carried.found:
             memory.found |= carried.found
             memory.looked_at = now
-        wanted = {(action.kind, action.name) for action in decision.actions}
-        memory.rejected = {name: memory.rejected[name] for name in refused if name in wanted}
-        for name, message in carried.rejected.items():
-            memory.rejected[name] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
+        wanted = {write_of(action) for action in decision.actions}
+        memory.rejected = {write: memory.rejected[write] for write in refused if write in wanted}
+        for write, message in carried.rejected.items():
+            memory.rejected[write] = _Rejection(message, generation, now + REFUSED_AGAIN_SECONDS)
 
     def _keep(self, key: Key, memory: _Memory, decision: Decision) -> None:
         if decision.memory is None:

@@ -16,12 +16,14 @@ from streamserve.contract.runtime_config import ConfigId
 from streamserve.operator import naming
 from streamserve.operator.decide import Decision
 from streamserve.operator.edge.apply import Applier
+from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound, Refused, ServerFailed, Throttled
 from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.reconcile import FAILING_SECONDS, REFUSED_AGAIN_SECONDS, Heard, Reconciler
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
+from streamserve.operator.events import FIRST_SECONDS
 from streamserve.operator.observe import Echo, Observed
 from streamserve.operator.site import Site
 
@@ -134,12 +136,16 @@ class Bench:
         """A process that has not decided anything yet."""
         metrics = OperatorMetrics()
         server: Any = self.server
+        fence = Fence(lambda: self.now)
+        fence.raise_until(1e9)
+        self.asked: list[Key] = []
+        self.pod_events = PodEvents(server, fence, ask=self.asked.append, now=lambda: self._utc_now().timestamp())
         return Reconciler(
             self.store,
             Applier(server, self.store, metrics, self._utc_now),
             StatusWriter(server, self.store, metrics, self._utc_now),
             fleet,
-            PodEvents(server),
+            self.pod_events,
             self.site,
             clock=lambda: self.now,
             utc_now=self._utc_now,
@@ -173,6 +179,19 @@ class Bench:
 
     def pods(self) -> list[Body]:
         return [body for path, body in sorted(self.server.objects.items()) if "/pods/" in path]
+
+    def store_child(self, kind: str, name: str) -> Body:
+        return next(c for c in self.store.children(KEY) if (c["kind"], c["metadata"]["name"]) == (kind, name))
+
+    def drains(self) -> set[str]:
+        """Pods that were marked in the last run."""
+        return {call.rpartition("/")[2] for call in self.server.writes if "PATCH" in call and "/pods/" in call}
+
+    def put(self, pod: Body) -> None:
+        """Somebody writes it."""
+        self.server.version += 1
+        pod["metadata"]["resourceVersion"] = str(self.server.version)
+        self.store.put(copy.deepcopy(pod))
 
     def lose(self, pod: Body) -> None:
         """Somebody deletes it."""
@@ -236,16 +255,18 @@ async def test_what_a_pod_waits_for_is_read_off_its_events_and_told_within_ten_s
             }
         ]
     }
-    again = await bench.once()
-    assert bench.condition("Degraded")[0] == "False"
-    assert again is not None and again <= 5.0
-    bench.now = again
     await bench.once()
-    said = f'pod {name}: FailedMount: secret "own-tls" not found'
-    assert bench.condition("Degraded") == ("True", "ContainerCannotStart", said)
+    assert bench.server.calls == [], "a reconcile waits for no Event"
+    assert bench.condition("Degraded")[0] == "False"
+    bench.now += FIRST_SECONDS
+    await bench.pod_events.turn()
+    assert bench.asked == [KEY]
     assert [call for call in bench.server.calls if call[0] == "GET"] == [
         ("GET", f"/api/v1/namespaces/llm/events?{query}")
     ]
+    await bench.once()
+    said = f'pod {name}: FailedMount: secret "own-tls" not found'
+    assert bench.condition("Degraded") == ("True", "ContainerCannotStart", said)
 
 
 async def test_a_strangers_object_is_left_alone_and_told_and_no_pod_is_made_that_would_mount_it(bench: Bench) -> None:
@@ -321,7 +342,97 @@ async def test_a_lane_is_not_drained_for_pods_that_the_server_would_not_take(ben
     del bench.server.refuses["REHEARSE"]
     bench.now += REFUSED_AGAIN_SECONDS + 1.0
     await bench.once()
-    assert any("PATCH" in call and "/pods/" in call for call in bench.server.writes), "now it is drained"
+    assert bench.drains(), "now it is drained"
+
+
+async def test_a_webhook_that_takes_no_dry_run_stops_no_rollout(bench: Bench) -> None:
+    await bench.until_quiet()
+    bench.server.refuses["REHEARSE"] = 'admission webhook "old.example" does not support dry run'
+    bench.edit(**NEW_REVISION)
+    await bench.once()
+    assert bench.drains()
+
+
+async def test_a_lane_that_is_drained_by_half_is_drained_whole_whatever_is_refused_meanwhile(bench: Bench) -> None:
+    await bench.until_quiet()
+    marked = bench.pods()[0]
+    lane = marked["metadata"]["labels"][naming.LANE]
+    marked["metadata"]["annotations"] = {naming.DRAIN: "RevisionChanged", naming.DRAIN_SINCE: "2027-01-15T08:00:00Z"}
+    bench.put(marked)
+    bench.server.refuses["REHEARSE"] = "spec.nodeSelector: Invalid value"
+    bench.edit(**NEW_REVISION)
+    await bench.once()
+    mates = {body["metadata"]["name"] for body in bench.pods() if body["metadata"]["labels"][naming.LANE] == lane}
+    assert bench.drains() == mates - {marked["metadata"]["name"]}
+
+
+async def test_no_pod_is_given_up_while_the_configmap_turns_out_to_be_a_strangers(bench: Bench) -> None:
+    await bench.until_quiet()
+    path = "/api/v1/namespaces/llm/configmaps/demo-config"
+    bench.store.remove(bench.server.objects[path])
+    stranger = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "demo-config", "namespace": "llm"}}
+    bench.server.objects[path] = stranger
+    bench.edit(**NEW_REVISION)
+    for _ in range(3):
+        await bench.once()
+        assert not bench.drains()
+    assert bench.condition("Degraded")[1] == "ForeignObject"
+
+
+async def test_a_configmap_that_lost_its_label_is_remembered_although_another_write_fails(bench: Bench) -> None:
+    await bench.until_quiet()
+    fleet = Echoing()
+    bench.reconciler = bench.restarted(fleet)
+    live = bench.object("configmaps/demo-config")
+    live["metadata"]["labels"] = {}
+    bench.store.remove(live)
+    del bench.server.objects["/apis/policy/v1/namespaces/llm/poddisruptionbudgets/demo-workers"]
+    bench.store.remove(bench.store_child("PodDisruptionBudget", "demo-workers"))
+    bench.server.errors["/poddisruptionbudgets/"] = [ServerFailed("broken", status=500)] * 20
+    for _ in range(4):
+        with contextlib.suppress(ServerFailed):
+            await bench.once()
+    assert fleet.applied
+
+
+async def test_workers_do_not_wait_for_the_routers_account(bench: Bench) -> None:
+    bench.server.refuses["/serviceaccounts/demo-router"] = "no more accounts"
+    await bench.until_quiet()
+    assert len(bench.pods()) == 4
+
+
+async def test_a_drain_that_is_refused_is_tried_again_later_and_nothing_is_asked_meanwhile(bench: Bench) -> None:
+    await bench.until_quiet()
+    bench.server.refuses["PATCH /api/v1/namespaces/llm/pods/"] = "policy"
+    bench.edit(**NEW_REVISION)
+    await bench.once()
+    await bench.until_quiet()
+    await bench.once()
+    assert bench.server.calls == []
+    assert bench.condition("Degraded")[1] == "WriteRefused"
+
+
+async def test_what_is_wanted_no_more_is_told_no_more(bench: Bench) -> None:
+    await bench.until_quiet()
+    bench.server.refuses["REHEARSE"] = "spec.nodeSelector: Invalid value"
+    bench.edit(**NEW_REVISION)
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[1] == "WriteRefused"
+    bench.edit(paused=True)
+    again = await bench.once()
+    assert again is not None and again < 1.0
+    await bench.once()
+    assert bench.condition("Degraded")[0] == "False"
+
+
+async def test_a_configuration_whose_configmap_is_refused_for_good_goes_out_all_the_same(bench: Bench) -> None:
+    await bench.until_quiet()
+    fleet = Echoing()
+    bench.reconciler = bench.restarted(fleet)
+    bench.server.refuses["/configmaps/"] = "policy"
+    bench.edit(speculation={"policy": "Off"})
+    await bench.once()
+    assert fleet.applied
 
 
 async def test_a_full_quota_is_no_reason_not_to_drain_for_a_pod_that_will_take_the_place(bench: Bench) -> None:
@@ -329,7 +440,7 @@ async def test_a_full_quota_is_no_reason_not_to_drain_for_a_pod_that_will_take_t
     bench.server.refuses["REHEARSE"] = "pods is forbidden: exceeded quota: gpus"
     bench.edit(**NEW_REVISION)
     await bench.once()
-    assert any("PATCH" in call and "/pods/" in call for call in bench.server.writes)
+    assert bench.drains()
 
 
 @pytest.mark.parametrize(
