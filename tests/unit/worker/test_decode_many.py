@@ -91,6 +91,26 @@ async def test_a_call_that_is_dropped_leaves_nothing_behind() -> None:
     assert set(await outbox.take()) == {2}
 
 
+async def test_a_call_is_over_when_its_last_chunk_is_taken_and_its_load_is_that_of_then() -> None:
+    """A drain waits for calls: one whose tokens lie here unsent is none that has ended."""
+    outbox, asked = Outbox(), list[int]()
+
+    def load() -> worker_pb2.LoadReport:
+        asked.append(1)
+        return worker_pb2.LoadReport()
+
+    outbox.pause(1)
+    last = asyncio.create_task(outbox.put_last(1, Chunk(first_token_index=0, token_ids=[7]), load))
+    await outbox.put(2, Chunk(first_token_index=0, token_ids=[7]))
+    assert set(await outbox.take()) == {2}
+    outbox.resume(1)
+    await asyncio.sleep(0)
+    assert not last.done()
+    part = (await outbox.take())[1]
+    assert part.ended and part.load is load and not asked
+    await asyncio.wait_for(last, 1)
+
+
 class Seen:
     """A router that reads what is written."""
 
@@ -253,17 +273,36 @@ async def test_asks_that_cannot_be_read_end_the_stream() -> None:
     await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(asked(), seen.write), 5)
 
 
-async def test_a_load_is_asked_for_only_when_its_chunk_has_room() -> None:
-    outbox, asked = Outbox(max_tokens=1), []
+async def test_an_answer_that_was_not_read_to_its_end_is_none_that_was_given() -> None:
+    seen, given = Seen(), asyncio.Event()
 
-    def load() -> worker_pb2.LoadReport:
-        asked.append(True)
-        return worker_pb2.LoadReport()
+    async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+        await deliver(Chunk(first_token_index=0, token_ids=[7]), None)
+        await asyncio.sleep(0.05)  # the first is being written
+        await deliver(Chunk(first_token_index=1, token_ids=[7]), worker_pb2.LoadReport)
+        given.set()
 
-    await outbox.put(1, Chunk(first_token_index=0, token_ids=[7]))
-    last = asyncio.create_task(outbox.put(1, Chunk(first_token_index=1, token_ids=[7]), load))
-    await asyncio.sleep(0)
-    assert not asked
-    await outbox.take()
-    await last
-    assert asked
+    async def stuck(message: worker_pb2.DecodeManyResponse) -> None:
+        if message.parts:
+            await asyncio.sleep(60)
+
+    seen.start(1)
+    serving = asyncio.create_task(ManyCalls(answer, seen, 0.2).serve(seen.asked(), stuck))
+    await asyncio.sleep(0.1)
+    with pytest.raises(SlowConsumer):
+        await asyncio.wait_for(serving, 5)
+    assert seen.tokens == 0
+    assert not given.is_set()
+
+
+async def test_the_last_chunk_and_the_end_of_its_call_are_one_part() -> None:
+    seen = Seen()
+
+    async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
+        await deliver(Chunk(first_token_index=0, token_ids=[7]), worker_pb2.LoadReport)
+
+    seen.start(1)
+    seen.asks.put_nowait(None)
+    await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(seen.asked(), seen.write), 5)
+    (part,) = [part for message in seen.messages for part in message.parts]
+    assert part.ended and part.response

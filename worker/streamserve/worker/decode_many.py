@@ -76,11 +76,16 @@ class ManyCalls:
             while parts := await self._outbox.take():
                 for message, tokens in self._messages(parts):
                     await self._send(message, write)
-                    self._watcher.sent(tokens)
-                self._watcher.merged(self._outbox.merged)
-                self._outbox.merged = 0
+                    if any(part.response for part in message.parts):
+                        self._watcher.sent(tokens)
+                self._count_merged()
         finally:
+            self._count_merged()
             await self._tasks.stop(_END_SECONDS)
+
+    def _count_merged(self) -> None:
+        self._watcher.merged(self._outbox.merged)
+        self._outbox.merged = 0
 
     def stop(self) -> None:
         """The worker stops: the stream ends with its last call, at once where it has none."""
@@ -128,8 +133,15 @@ class ManyCalls:
     async def _run(self, call: worker_pb2.DecodeCall) -> None:
         number, limit = call.call, call.timeout_ms / 1e3 if call.timeout_ms else None
 
-        def deliver(chunk: Chunk, load: Load | None) -> Awaitable[None]:
-            return self._outbox.put(number, chunk, load)
+        is_whole = False
+
+        async def deliver(chunk: Chunk, load: Load | None) -> None:
+            nonlocal is_whole
+            if load is None:
+                await self._outbox.put(number, chunk)
+            else:
+                await self._outbox.put_last(number, chunk, load)
+                is_whole = True
 
         try:
             await self._answer(call.request, limit, deliver)
@@ -145,7 +157,8 @@ class ManyCalls:
             _log.exception("a decode call failed")
             self._outbox.end(number, _packed(InternalError(f"the worker failed: {type(error).__name__}")))
         else:
-            self._outbox.end(number)
+            if not is_whole:
+                self._outbox.end(number)
 
     def _over(self, number: int) -> None:
         del self._calls[number]
@@ -165,7 +178,7 @@ class ManyCalls:
                 if part.chunk is not None:
                     answer = wire.decode_response(part.chunk)
                     if part.load is not None:
-                        answer.load.CopyFrom(part.load)
+                        answer.load.CopyFrom(part.load())
                     elif report:
                         report = False
                         if (signals := self._watcher.signals_due(self._router_id)) is not None:

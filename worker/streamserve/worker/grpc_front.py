@@ -66,18 +66,20 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Decode(self, request: worker_pb2.DecodeRequest, context: Any) -> AsyncIterator[worker_pb2.DecodeResponse]:
         # The only call on a stream that could carry many; what it ends with is the status of this one.
-        error = b""
+        ended, error = False, b""
 
         async def write(message: worker_pb2.DecodeManyResponse) -> None:
-            nonlocal error
+            nonlocal ended, error
             for part in message.parts:
                 if part.response:
                     await context.write(worker_pb2.DecodeResponse.FromString(part.response))
-                error = error or part.error
+                ended, error = ended or part.ended, error or part.error
 
         await self._answer(context, lambda: self._decode_calls(_one_call(request), write), "decode")
         if error:
             await self._refuse(context, status.from_status(error))
+        elif not ended:
+            await self._refuse(context, _stopping())
         return
         yield  # makes this a generator, as the generated base class has it
 
@@ -187,7 +189,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
     async def _decode_calls(self, asks: AsyncIterator[worker_pb2.DecodeManyRequest], write: Write) -> None:
         serving = self._decoding()
         if self._stopped:
-            raise WorkerLost("this worker stops; use another", reason="DRAINING")
+            raise _stopping()
 
         async def answer(request: worker_pb2.DecodeRequest, limit: float | None, deliver: Deliver) -> None:
             await self._within(limit, lambda: decode(serving, request, deliver), "decode")
@@ -247,6 +249,10 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         # Answer before the caller gives up, so that it learns how many are left.
         limit = 600.0 if remaining is None else max(remaining - min(0.2, remaining / 4), 0.0)
         return worker_pb2.DrainResponse(unfinished_requests=await self._serving().drain.wait(limit))
+
+
+def _stopping() -> WorkerLost:
+    return WorkerLost("this worker stops; use another", reason="DRAINING")
 
 
 async def _one_call(request: worker_pb2.DecodeRequest) -> AsyncIterator[worker_pb2.DecodeManyRequest]:

@@ -36,12 +36,12 @@ def merge(first: Chunk, second: Chunk) -> Chunk:
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
     """Of one call, since the last message."""
 
     chunk: Chunk | None = None
-    load: worker_pb2.LoadReport | None = None
+    load: Load | None = None
     ended: bool = False
     error: bytes = b""
 
@@ -63,20 +63,25 @@ class Outbox:
         self._closed = False
         self.merged = 0
 
-    async def put(self, call: int, chunk: Chunk, load: Load | None = None) -> None:
+    async def put(self, call: int, chunk: Chunk) -> None:
         """Add a chunk; waits while the call's part is full."""
         while self._part(call).tokens >= self._max_tokens:
-            self._room.clear()
-            await self._room.wait()
+            await self._taken()
         part = self._part(call)
         if part.chunk is None:
             part.chunk = chunk
         else:
             part.chunk = merge(part.chunk, chunk)
             self.merged += 1
-        if load is not None:
-            part.load = load()
         self._fill(call)
+
+    async def put_last(self, call: int, chunk: Chunk, load: Load) -> None:
+        """The chunk with the outcome, and the call's end; waits until it is taken: until then the call is not over."""
+        await self.put(call, chunk)
+        part = self._part(call)
+        part.load, part.ended = load, True
+        while part in (self._parts.get(call), self._held.get(call)):
+            await self._taken()
 
     def end(self, call: int, error: bytes = b"") -> None:
         """Nothing follows for this call; what was put is sent first."""
@@ -117,6 +122,11 @@ class Outbox:
         parts, self._parts = self._parts, {}
         self._room.set()
         return parts
+
+    async def _taken(self) -> None:
+        """Something was."""
+        self._room.clear()
+        await self._room.wait()
 
     def _part(self, call: int) -> Part:
         where = self._held if call in self._paused else self._parts

@@ -141,7 +141,7 @@ def _quantity(value: object) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("must be a quantity such as 1, 500m or 16Gi")
     text = str(value)
-    if len(text) > MAX_QUANTITY_LENGTH or re.match(QUANTITY_PATTERN, text) is None:
+    if len(text) > MAX_QUANTITY_LENGTH or re.fullmatch(QUANTITY_PATTERN, text) is None:
         raise ValueError("must be a quantity such as 1, 500m or 16Gi")
     return value
 

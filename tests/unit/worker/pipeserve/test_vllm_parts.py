@@ -96,7 +96,8 @@ def test_as_many_most_likely_tokens_are_named_as_were_asked_for(
 
 
 def test_no_logprobs_are_told_where_none_were_asked_for() -> None:
-    assert vllm_requests.logprobs_of([5], None, count=None) == ()
+    assert vllm_requests.logprobs_of([5], None, count=3) == ()
+    assert vllm_requests.logprobs_of([5], [MOST_LIKELY], count=None) == ()
 
 
 # The seed of a request: the one that vLLM is given. For vLLM -1 is no seed, and no other number is.
