@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import streamserve.runtime.early_stop  # noqa: F401 (before anything that takes long)
+
+# isort: split
 import asyncio
 import json
 import sys

@@ -7,6 +7,9 @@ status 1, so that whoever started it starts it anew; a parent's death (with --di
 
 from __future__ import annotations
 
+import streamserve.runtime.early_stop  # noqa: F401 (before anything that takes long)
+
+# isort: split
 import asyncio
 import contextlib
 import json
