@@ -19,6 +19,7 @@ ORDER = (
     "test_same_distribution",
     "test_kv_moves",
     "test_signals",
+    "test_front_doors",
     "test_hot_config",
     "test_idle",
     "test_leaks",
