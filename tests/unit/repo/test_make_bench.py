@@ -28,9 +28,11 @@ RUNS = {
 
 def commands(root: Path, words: list[str]) -> list[str]:
     """The scripts with their words, each only when the one before it has ended well. Nothing is run."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("ARGS", "BENCH", "MAKEFLAGS")}
+    # The tests themselves are run by make, whose variables would go on to this one.
+    inherited = ("ARGS", "BENCH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
     done = subprocess.run(
-        ["make", "--dry-run", "bench", *words],
+        ["make", "--dry-run", "--no-print-directory", "bench", *words],
         cwd=root,
         env=environment,
         check=True,
