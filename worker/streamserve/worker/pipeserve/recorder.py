@@ -9,11 +9,11 @@ Wraps any Engine and measures at the seam, so whatever lies between the server a
                 the pull is scheduled, and half until a step ends after which it is seen to have come
     acceptance  the engine's own counts by position: c_i = (accepted_i / drafted_i) / (accepted_(i-1) / drafted_(i-1))
 
-A step's value is the median of its last 4,096 samples; 512 prompts and transfers are kept. Prompts and transfers hardly
-ever have the same size twice, so of these at most eight points are kept: medians of neighbours. More never takes less:
-where a bigger batch or prompt was faster by chance, the two become one. Beyond the outermost points the curve goes on
-with the slope of these, which two noisy ones would set to anything. The file is replaced every 5 s and on stop, once
-there is a step or a prefill to tell of.
+A step's value is the mean of its last 4,096 samples, but for the outermost; 512 prompts and transfers are kept. Prompts
+and transfers hardly ever have the same size twice, so of these at most eight points are kept: medians of neighbours.
+More never takes less: where a bigger batch or prompt was faster by chance, the two become one. Beyond the outermost
+points the curve goes on with the slope of these, which two noisy ones would set to anything. The file is replaced every
+5 s and on stop, once there is a step or a prefill to tell of.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Final
 
 from streamserve.contract.runtime_config import ConfigId, SpeculationConfig
@@ -48,13 +48,14 @@ _STEP_SAMPLES: Final = 4_096
 _SAMPLES: Final = 512
 _LEAST_SECONDS: Final = 1e-4
 _LEAST_SAMPLES: Final = 3
+_TRIMMED: Final = 50
 _GROUPS: Final = 8
 _GROUP_SAMPLES: Final = 5
 _Load = tuple[int, int]
 
 
 class Steps:
-    """Medians of the most recent steps of each (running requests, depth)."""
+    """What the most recent steps of each (running requests, depth) took: means, for an answer takes them all."""
 
     def __init__(self) -> None:
         self._of: dict[_Load, deque[float]] = {}
@@ -62,24 +63,31 @@ class Steps:
     def add(self, load: _Load, seconds: float) -> None:
         self._of.setdefault(load, deque(maxlen=_STEP_SAMPLES)).append(seconds)
 
-    def median(self, load: _Load) -> float | None:
+    def mean(self, load: _Load) -> float | None:
         """Of one load; None while little is known of it."""
         values = self._of.get(load, ())
-        return median(values) if len(values) >= _LEAST_SAMPLES else None
+        return trimmed_mean(values) if len(values) >= _LEAST_SAMPLES else None
 
-    def medians(self) -> Mapping[_Load, float]:
+    def means(self) -> Mapping[_Load, float]:
         """Loads with few samples count only where there is nothing better."""
-        known = {load: median(values) for load, values in self._of.items() if len(values) >= _LEAST_SAMPLES}
-        return known or {load: median(values) for load, values in self._of.items()}
+        known = {load: trimmed_mean(values) for load, values in self._of.items() if len(values) >= _LEAST_SAMPLES}
+        return known or {load: trimmed_mean(values) for load, values in self._of.items()}
 
     def table(self) -> list[tuple[int, int, float]]:
         """(batch, depth, seconds); batches that took about the same stand as one in their middle."""
         by_depth: dict[int, list[tuple[float, float, int]]] = {}
-        for (batch, depth), seconds in sorted(self.medians().items()):
+        for (batch, depth), seconds in sorted(self.means().items()):
             by_depth.setdefault(depth, []).append((batch, seconds, len(self._of[batch, depth])))
         return sorted(
             (round(batch), depth, seconds) for depth, points in by_depth.items() for batch, seconds in rising(points)
         )
+
+
+def trimmed_mean(values: Iterable[float]) -> float:
+    """Without the fastest and slowest fiftieth: a machine that stood still for a second says nothing of its engine."""
+    ordered = sorted(values)
+    cut = len(ordered) // _TRIMMED
+    return fmean(ordered[cut : len(ordered) - cut])
 
 
 def trend(samples: Sequence[Point]) -> list[Point]:
@@ -166,7 +174,7 @@ class Recorder:
                 await close()
 
     def _transferred(self, size_bytes: int, first_seconds: float, load: _Load) -> None:
-        step = self._steps.median(load)
+        step = self._steps.mean(load)
         if step is not None:
             running, _ = load
             beside = step if running == 1 else 2 * step
