@@ -7,6 +7,9 @@ something that cannot come.
     the rehearsal of a pod                 the other rehearsals, drains that begin for a new revision
     such a drain                           rehearsals: nothing is given up now
     anything else                          nothing: a lost pod comes back although a PodDisruptionBudget exceeds a quota
+
+An object that turns up at the API server and that the decision knew nothing of holds back all that makes a pod or gives
+one up, until it is decided anew.
 """
 
 from __future__ import annotations
@@ -63,6 +66,14 @@ def holder(actions: Iterable[Action], absent: Iterable[Name] = ()) -> Callable[[
                 return False
 
     return held_back
+
+
+def makes_or_gives_up_a_pod(action: Action) -> bool:
+    match action:
+        case Apply(kind="Pod") | Rehearse() | Drain(reason=Reason.REVISION_CHANGED):
+            return True
+        case _:
+            return False
 
 
 def _begins_a_replacement(action: Drain) -> bool:

@@ -25,14 +25,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from streamserve.operator import naming
-from streamserve.operator.actions import Action, Apply, Delete, Drain, Reason, Rehearse, SetGate
+from streamserve.operator.actions import Action, Apply, Delete, Drain, Rehearse, SetGate
 from streamserve.operator.edge.api import MERGE, STRATEGIC, Api
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import Conflict, Gone, NotFound, Refused, ServerFailed
 from streamserve.operator.edge.resources import BY_KIND
 from streamserve.operator.edge.store import Store
 from streamserve.operator.naming import FIELD_MANAGER, Manifest
-from streamserve.operator.refusals import Name, Write, write_of
+from streamserve.operator.refusals import Name, Write, makes_or_gives_up_a_pod, write_of
 from streamserve.runtime import logs
 
 SEED_MANAGER: Final = f"{FIELD_MANAGER}-seed"
@@ -76,7 +76,7 @@ class Applier:
             name = (action.kind, action.name)
             if write_of(action) in refused or held_back(action, {*refused, *result.rejected}):
                 continue
-            if result.found and _makes_or_gives_up_a_pod(action):
+            if result.found and makes_or_gives_up_a_pod(action):
                 continue
             try:
                 wrote = await self._one(namespace, action, name in shown, result)
@@ -178,11 +178,3 @@ class Applier:
         if action.grace_seconds is not None:
             body["gracePeriodSeconds"] = action.grace_seconds
         await self._api.send("DELETE", BY_KIND[action.kind].path(namespace, action.name), body)
-
-
-def _makes_or_gives_up_a_pod(action: Action) -> bool:
-    match action:
-        case Apply(kind="Pod") | Rehearse() | Drain(reason=Reason.REVISION_CHANGED):
-            return True
-        case _:
-            return False

@@ -187,10 +187,8 @@ class Reconciler:
         carried: Carried,
     ) -> None:
         shown, held_back = _names(observed), holder(decision.actions)
-        parts: tuple[list[Action], list[Action]] = [], []
-        for action in decision.actions:
-            parts[not (isinstance(action, Apply) and action.kind == "ConfigMap")].append(action)
-        configuration, others = parts
+        configuration = [action for action in decision.actions if _is_configuration(action)]
+        others = [action for action in decision.actions if not _is_configuration(action)]
         await self._applier.carry_out(key[0], configuration, shown, carried, held_back, refused)
         if carried.found:
             # It may hold a newer decision than this one, or be a stranger's.
@@ -255,6 +253,10 @@ class Reconciler:
         for name, status in decision.scalers.items():
             await self._writer.write(observed.children[name].live, status)
         await self._writer.tell(body, decision.events)
+
+
+def _is_configuration(action: Action) -> bool:
+    return isinstance(action, Apply) and action.kind == "ConfigMap"
 
 
 def _names(observed: Observed) -> frozenset[Name]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.resource import StreamPairSpec
-from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, never, repeated, repeated_cel
+from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never, repeated, repeated_cel
 from streamserve.contract.streampair.rules_pods import TEMPLATES, each_item, whole
 from streamserve.contract.streampair.workers import HostPathSource, Source, Template, VolumeClaimSource
 
@@ -76,6 +76,23 @@ _TAKEN = (
 )
 
 
+def _each_once(rule: str, items: str, field: str, shown: str, message: str) -> tuple[Rule[Entry], ...]:
+    """One row a template: no two items of a list have the same `field`, which the message calls `shown`."""
+    return tuple(
+        Rule[Entry](
+            id=rule,
+            scope=scope,
+            each=lambda template: repeated([look_up(item, (field,)) for item in look_up(template, (items,))]),
+            at=lambda entry: (items, *entry.at, field),
+            holds=never,
+            message=message,
+            values=lambda entry: {shown: entry.value},
+            cel=(repeated_cel(items, f"x.{field}", shown),),
+        )
+        for scope in TEMPLATES
+    )
+
+
 RULES: tuple[Rule[Any], ...] = (
     *each_item(
         "volume-not-ours",
@@ -86,19 +103,7 @@ RULES: tuple[Rule[Any], ...] = (
         "{name} is a volume of StreamServe: use another name",
         {"name": "name"},
     ),
-    *(
-        Rule[Entry](
-            id="volume-names-unique",
-            scope=scope,
-            each=lambda template: repeated([volume.name for volume in template.volumes]),
-            at=lambda entry: ("volumes", *entry.at, "name"),
-            holds=never,
-            message="'{name}' is listed twice: remove one",
-            values=lambda entry: {"name": entry.value},
-            cel=(repeated_cel("volumes", "x.name"),),
-        )
-        for scope in TEMPLATES
-    ),
+    *_each_once("volume-names-unique", "volumes", "name", "name", "'{name}' is listed twice: remove one"),
     *(
         Rule[Entry](
             id="mount-of-a-volume",
@@ -128,19 +133,7 @@ RULES: tuple[Rule[Any], ...] = (
         "{path} is StreamServe's own: use another place",
         {"path": "mountPath"},
     ),
-    *(
-        Rule[Entry](
-            id="mount-paths-unique",
-            scope=scope,
-            each=lambda template: repeated([mount.mount_path for mount in template.volume_mounts]),
-            at=lambda entry: ("volumeMounts", *entry.at, "mountPath"),
-            holds=never,
-            message="{path} has two mounts: remove one",
-            values=lambda entry: {"path": entry.value},
-            cel=(repeated_cel("volumeMounts", "x.mountPath", "path"),),
-        )
-        for scope in TEMPLATES
-    ),
+    *_each_once("mount-paths-unique", "volumeMounts", "mountPath", "path", "{path} has two mounts: remove one"),
     Rule[Entry](
         id="mount-not-over-weights",
         scope=("spec",),
