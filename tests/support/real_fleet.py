@@ -31,7 +31,7 @@ from processes import command_line, wait_until
 from ruamel.yaml import YAML
 from tiny_pair import DRAFT, TARGET
 
-from streamserve.contract import lane_word, signals
+from streamserve.contract import lane_word, signals, tokens
 from streamserve.contract.errors import StreamServeError
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.lane_word import READY
@@ -133,6 +133,17 @@ class Client:
             answer.error = from_rpc_error(error)
         answer.seconds = time.monotonic() - began
         return answer
+
+    async def decode_alone(self, worker: str, number: int, *, max_tokens: int) -> None:
+        """A request straight to one worker, behind the router's back, to its end."""
+        request = worker_pb2.DecodeRequest(
+            request_id=f"alone-{number}",
+            attempt=1,
+            prompt=common_pb2.Prompt(token_ids={"ids_le32": tokens.pack(range(300 + number, 340 + number))}),
+            sampling=common_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
+        )
+        async for _ in self.workers[worker].Decode(request, timeout=120):
+            pass
 
     async def states(self) -> dict[str, worker_pb2.GetStateResponse]:
         calls = (stub.GetState(worker_pb2.GetStateRequest(), timeout=10) for stub in self.workers.values())

@@ -18,9 +18,7 @@ from tests.e2e.bad_input.test_requests import CASES, HTTP, REASON
 from tests.support import calls
 from tests.support.calls import Refusal
 
-from streamserve.contract import tokens
 from streamserve.contract.errors import Overloaded
-from streamserve.v1 import common_pb2, worker_pb2
 
 MESSAGES: Any = [
     {"role": "system", "content": "You answer in few words."},
@@ -153,21 +151,10 @@ async def test_twice_what_fits_is_refused_and_what_is_let_in_is_answered_in_time
 async def test_new_requests_leave_a_lane_that_others_load_within_300_ms(fleet: RealFleet) -> None:
     """As tests/e2e/signals_steer, with an engine that really has the load: more than it runs at once, for seconds."""
     async with fleet.client() as client:
-        decode = client.workers[f"{LOADED}-decode-0"]
-
-        async def foreign(number: int) -> None:
-            request = worker_pb2.DecodeRequest(
-                request_id=f"foreign-{number}",
-                attempt=1,
-                prompt=common_pb2.Prompt(token_ids={"ids_le32": tokens.pack(range(300 + number, 340 + number))}),
-                sampling=common_pb2.SamplingParams(temperature=0.0, max_tokens=1_500, ignore_eos=True),
-            )
-            async for _ in decode.Decode(request, timeout=120):
-                pass
-
-        load = [asyncio.create_task(foreign(number)) for number in range(24)]
+        worker = f"{LOADED}-decode-0"
+        load = [asyncio.create_task(client.decode_alone(worker, number, max_tokens=1_500)) for number in range(24)]
         try:
-            await _running(client, f"{LOADED}-decode-0", 16)
+            await _running(client, worker, 16)
             await asyncio.sleep(STEER_SECONDS)
             answers: list[asyncio.Task[Answer]] = []
             end = time.monotonic() + LOADED_SECONDS

@@ -9,9 +9,6 @@ import urllib.request
 from prometheus_client.parser import text_string_to_metric_families
 from real_fleet import RealFleet
 
-from streamserve.contract import tokens
-from streamserve.v1 import common_pb2, worker_pb2
-
 WORKER = "lane-1-decode-0"
 REQUESTS, RUNNING = 22, 16
 SIGNAL_SECONDS = 0.7
@@ -37,19 +34,7 @@ def queue(values: dict[str, float]) -> tuple[int, int]:
 async def test_queue_depth_and_acceptance_in_redis_are_vllms_own(fleet: RealFleet) -> None:
     """More requests than the engine runs at once, behind the router's back, so that some wait in vLLM's own queue."""
     async with fleet.client() as client:
-        decode = client.workers[WORKER]
-
-        async def one(number: int) -> None:
-            request = worker_pb2.DecodeRequest(
-                request_id=f"load-{number}",
-                attempt=1,
-                prompt=common_pb2.Prompt(token_ids={"ids_le32": tokens.pack(range(300 + number, 340 + number))}),
-                sampling=common_pb2.SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True),
-            )
-            async for _ in decode.Decode(request, timeout=120):
-                pass
-
-        load = [asyncio.create_task(one(number)) for number in range(REQUESTS)]
+        load = [asyncio.create_task(client.decode_alone(WORKER, number, max_tokens=400)) for number in range(REQUESTS)]
         agreed: set[tuple[int, int]] = set()
         end = time.monotonic() + 60
         while not all(task.done() for task in load):

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import re
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-CLUSTER = Path(__file__).resolve().parents[3] / "hack" / "cluster"
-BESIDE = ("layout", "pki", "shell")
+from tests.support.hack_modules import cluster_module
 
 
 @pytest.fixture(scope="module")
 def policies() -> ModuleType:
-    """hack/ is no package: its modules find each other beside them."""
-    sys.path.insert(0, str(CLUSTER))
-    try:
-        spec = importlib.util.spec_from_file_location("cluster_policies", CLUSTER / "policies.py")
-        assert spec is not None and spec.loader is not None
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = made
-        spec.loader.exec_module(made)
-        return made
-    finally:
-        sys.path.remove(str(CLUSTER))
-        for name in BESIDE:
-            sys.modules.pop(name, None)
+    return cluster_module("policies")
 
 
 PODS = {

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from tests.support.log_lines import Lines, logged_by
 
 from streamserve.contract.errors import StreamServeError
 from streamserve.router.decode_many import SharedStream
@@ -18,19 +15,11 @@ from streamserve.router.worker_client import WorkerClient
 from streamserve.runtime import logs
 from streamserve.v1 import worker_pb2, worker_pb2_grpc
 
-Lines = Callable[[], list[dict[str, Any]]]
-
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What the process has logged so far, as a router in a pod logs it."""
-    root, written = logging.getLogger(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
-    with contextlib.redirect_stderr(written):
-        logs.configure("router", as_json=True)
-    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with logged_by("router") as found:
+        yield found
 
 
 class Greeter(worker_pb2_grpc.WorkerServiceServicer):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
-import json
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from tests.support.log_lines import Lines, logged_by
 
 from streamserve.runtime import logs
 from streamserve.v1 import common_pb2, worker_pb2
@@ -21,20 +18,13 @@ from streamserve.worker.grpc_front import WorkerFront
 from streamserve.worker.pipeserve.engine import Chunk, Job
 from streamserve.worker.serving import Serving
 
-Lines = Callable[[], list[dict[str, Any]]]
 IDS = ("first", "second", "third")
 
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What the process has logged so far, as a worker in a pod logs it."""
-    root, written = logging.getLogger(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
-    with contextlib.redirect_stderr(written):
-        logs.configure("worker", as_json=True)
-    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with logged_by("worker") as found:
+        yield found
 
 
 class BrokenEngine:
