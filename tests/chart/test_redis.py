@@ -146,8 +146,8 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 10.
 
 
 async def test_the_whole_exchange_works_with_each_components_own_user(site: Site) -> None:
-    endpoint = {"id": WORKER, "role": "WORKER_ROLE_DECODE", "address": "10.0.0.1:50051"}
-    publisher = Publisher(site.urls["worker"], SPACE, WORKER, board(), endpoint, Random(1))
+    endpoint = worker_pb2.WorkerEndpoint(id=WORKER, role="decode", address="10.0.0.1:50051")
+    publisher = Publisher(site.urls["worker"], SPACE, board(), endpoint, Random(1))
     signals: dict[str, bytes] = {}
     registry: list[worker_pb2.WorkerEndpoint] = []
     reader = SignalReader(

@@ -8,7 +8,7 @@ but for the configuration, which outlives its writer by CONFIG_TTL_SECONDS and i
 records of goodput, which outlive a router that restarts.
 
     worker/index                     sorted set   worker id -> server time in ms when it last said hello
-    worker/<id>/endpoint             JSON         who and where it is (WorkerEndpoint fields)
+    worker/<id>/endpoint             JSON         contract/endpoint.py: who and where it is
     worker/<id>/signals              bytes        packed WorkerSignals
     router/<id>/lanes                JSON         LaneWord: what this router says of each lane
     router/<id>/goodput              list         packed GoodputMinute, the newest last, while a canary is held

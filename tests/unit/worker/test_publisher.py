@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamserve.contract.keys import Keyspace
+from streamserve.v1 import worker_pb2
 from streamserve.worker.monitor.publisher import Publisher
 
 
@@ -27,7 +28,8 @@ class Dying:
 
 async def test_a_redis_that_dies_as_it_accepts_is_away_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     board: Any = None
-    publisher = Publisher("redis://localhost:1", Keyspace("llm", "demo"), "a", board, {}, Random(1))
+    endpoint = worker_pb2.WorkerEndpoint(id="a")
+    publisher = Publisher("redis://localhost:1", Keyspace("llm", "demo"), board, endpoint, Random(1))
     monkeypatch.setattr(publisher, "_connect", Dying)
     running = asyncio.create_task(publisher.run())
     await asyncio.wait([running], timeout=2.0)

@@ -185,7 +185,7 @@ class Worker:
         serving = Serving(
             engine=engine,
             identity=identity,
-            endpoint=wire.endpoint_fields(identity, chosen.advertise or bound, engine.info.version),
+            endpoint=wire.endpoint(identity, chosen.advertise or bound, engine.info.version),
             flights=self._flights,
             acks=self._acks,
             drain=drain,
@@ -200,7 +200,7 @@ class Worker:
         self._front.attach(serving)
         publisher = None
         if chosen.redis_url is not None:
-            publisher = Publisher(chosen.redis_url, chosen.keyspace, chosen.id, board, serving.endpoint, self._rng)
+            publisher = Publisher(chosen.redis_url, chosen.keyspace, board, serving.endpoint, self._rng)
         self._metrics.watch(lambda: self._gauges(serving, publisher))
         return serving, publisher
 

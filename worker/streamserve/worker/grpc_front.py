@@ -226,7 +226,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         serving = self._serving()
         engine, info = serving.engine.snapshot(), serving.engine.info
         return worker_pb2.GetStateResponse(
-            worker=worker_pb2.WorkerEndpoint(**serving.endpoint),
+            worker=serving.endpoint,
             signals=serving.board.fresh(),
             config_generation=serving.reloader.applied.generation,
             config_step=serving.reloader.applied.step,

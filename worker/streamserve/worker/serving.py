@@ -7,7 +7,6 @@ it -> dispatch acknowledged -> the engine -> its outcome counted -> landed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from streamserve.runtime import logs
 from streamserve.runtime.config_source import ConfigSource
@@ -32,7 +31,7 @@ class Serving:
 
     engine: Engine
     identity: WorkerIdentity
-    endpoint: dict[str, Any]
+    endpoint: worker_pb2.WorkerEndpoint
     flights: Flights
     acks: Acks
     drain: Drain

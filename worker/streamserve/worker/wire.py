@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from streamserve.contract import sampling as sampling_codec
 from streamserve.contract import tokens
@@ -104,19 +104,18 @@ def usage(outcome: Outcome) -> common_pb2.Usage:
     )
 
 
-def endpoint_fields(identity: WorkerIdentity, address: str, engine_version: str) -> dict[str, Any]:
-    """The fields of WorkerEndpoint by their proto names: the JSON in Redis, and the message."""
-    return {
-        "id": identity.id,
-        "role": identity.role,
-        "lane": identity.lane,
-        "revision": identity.revision,
-        "address": address,
-        "boot_id": identity.boot_id,
-        "pair_uid": identity.pair_uid,
-        "engine": identity.engine,
-        "engine_version": engine_version,
-    }
+def endpoint(identity: WorkerIdentity, address: str, engine_version: str) -> worker_pb2.WorkerEndpoint:
+    return worker_pb2.WorkerEndpoint(
+        id=identity.id,
+        role=identity.role,
+        lane=identity.lane,
+        revision=identity.revision,
+        address=address,
+        boot_id=identity.boot_id,
+        pair_uid=identity.pair_uid,
+        engine=identity.engine,
+        engine_version=engine_version,
+    )
 
 
 def kv_geometry(info: EngineInfo) -> worker_pb2.KvGeometry:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
-from google.protobuf import json_format
-
+from streamserve.contract import endpoint as records
 from streamserve.contract.keys import Keyspace
 from streamserve.router.signals.redis_wire import (
     Command,
@@ -145,8 +144,8 @@ class SignalReader:
 
     def _endpoint(self, worker_id: str, raw: bytes) -> worker_pb2.WorkerEndpoint | None:
         try:
-            endpoint = json_format.Parse(raw, worker_pb2.WorkerEndpoint(), ignore_unknown_fields=True)
-        except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+            endpoint = records.decode(raw)
+        except records.EndpointError as error:
             self._refuse(worker_id, str(error))
             return None
         if endpoint.id != worker_id:

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Mapping
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import redis.asyncio as redis
 
+from streamserve.contract import endpoint as records
 from streamserve.contract import keys
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.signals import WorkerSignals
 from streamserve.runtime import logs
 from streamserve.runtime.backoff import Backoff
 from streamserve.runtime.redis_away import AWAY
+from streamserve.v1 import worker_pb2
 from streamserve.worker.monitor.board import SignalBoard
 
 _log = logs.get(__name__)
@@ -34,16 +34,21 @@ _IDLE_LOOK_SECONDS: Final = 0.25
 
 
 class Publisher:
-    """Runs until cancelled. `endpoint` are the fields of WorkerEndpoint."""
+    """Runs until cancelled."""
 
     def __init__(
-        self, url: str, keyspace: Keyspace, worker_id: str, board: SignalBoard, endpoint: Mapping[str, Any], rng: Random
+        self,
+        url: str,
+        keyspace: Keyspace,
+        board: SignalBoard,
+        endpoint: worker_pb2.WorkerEndpoint,
+        rng: Random,
     ) -> None:
         self._url = url
         self._keys = keyspace
-        self._id = worker_id
+        self._id = endpoint.id
         self._board = board
-        self._endpoint = json.dumps(dict(endpoint)).encode()
+        self._endpoint = records.encode(endpoint)
         self._backoff = Backoff(0.1, 2.0, rng)
         self.connected = False
         self.published = 0
