@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from tests.cluster import client, leftovers, scraped
+from tests.cluster import client, leftovers, rollouts, scraped, wanting
 from tests.cluster.support import (
     CHART,
     CLIENT,
@@ -45,9 +44,6 @@ SILENCE_SECONDS = 100
 AUTOSCALED_SECONDS = 90
 # Four clients begin anew at times of their own.
 GAP_SECONDS = 1.0
-# A container that ends at once is started anew after 0, 10 and 20 s, and its kubelet looks when it has time.
-HALTED_SECONDS = 120
-HELD_SECONDS = 20
 INSTALL = [
     *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout=3m"),
     *("--set=redis.embedded.image.repository=streamserve/redis", "--set-string=redis.embedded.image.tag=7"),
@@ -221,7 +217,7 @@ def _depths_by_lane(cluster: Cluster) -> dict[str, set[int]]:
 def test_a_kubelet_that_falls_silent_costs_no_request_and_no_pod(cluster: Cluster) -> None:
     before, there = cluster.makes(), "n2"
     on_it = {pod["metadata"]["name"] for pod in cluster.pods() if pod["spec"]["nodeName"] == there}
-    assert on_it & _workers(before).keys(), "no worker is on that node"
+    assert on_it & rollouts.workers(before).keys(), "no worker is on that node"
     with cluster.traffic() as traffic:
         with cluster.silent_kubelet(there):
             cluster.wait(lambda: _node_ready(cluster, there) == "Unknown", SILENCE_SECONDS, f"{there} counts as silent")
@@ -266,7 +262,7 @@ def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(clus
         cluster.wait(lambda: len(streams.running) == 4, 30, "four answers are under way")
         began = time.time()
         cluster.edit({"decode": {"engine": {"args": {"max-num-seqs": "32"}}}})
-        fewest = _fewest_lanes_until_replaced(cluster, before)
+        fewest = rollouts.fewest_lanes_until_replaced(cluster, before)
         ended = time.time()
     assert streams.failed == []
     assert len(streams.answered) >= 8
@@ -276,37 +272,24 @@ def test_a_cold_edit_replaces_one_lane_after_the_other_and_no_request_fails(clus
     assert fewest >= 1, "one lane of two may be away"
 
 
-BAD = {
-    "an image that does not exist": (
-        {"engine": {"image": "streamserve/worker:absent"}},
-        "streamserve/worker:absent",
-    ),
-    "a flag that the engine refuses": (
-        {"decode": {"engine": {"args": {"max-num-seqs": "many"}}}},
-        "engine argument max-num-seqs is 'many'; write a whole number",
-    ),
-}
-FAILING = re.compile(rf"\bpod ({PAIR}-(?:prefill|decode)-(\d)-\d-[0-9a-f]{{10}}): ")
-
-
-@pytest.mark.parametrize(("edit", "named"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("edit", "named"), rollouts.BAD.values(), ids=rollouts.BAD)
 def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recovers(
     cluster: Cluster, edit: Body, named: str
 ) -> None:
-    before, undone = cluster.makes(), _undone(cluster.pair()["spec"], edit)
+    before, undone = cluster.makes(), rollouts.undone(cluster.pair()["spec"], edit)
     with cluster.traffic() as traffic:
         cluster.edit(edit)
         first = cluster.wait(
-            lambda: next((each for each in _conditions(cluster) if named in each["message"]), None),
+            lambda: next((each for each in rollouts.conditions(cluster) if named in each["message"]), None),
             30,
             f"a condition says {named}",
         )
-        halted = cluster.until("Progressing", "False", HALTED_SECONDS, "RolloutHalted")
-        lanes = {_lane_that_fails(cluster, said["message"], named) for said in (first, halted)}
+        halted = cluster.until("Progressing", "False", rollouts.HALTED_SECONDS, "RolloutHalted")
+        lanes = {rollouts.lane_that_fails(cluster, said["message"], named) for said in (first, halted)}
         assert len(lanes) == 1, "one lane tries it"
         tried = tuple(f"{PAIR}-{role}-{lane}-" for role in ("prefill", "decode") for lane in lanes)
         kept = {name: made for name, made in before.items() if not name.startswith(tried)}
-        end = time.monotonic() + HELD_SECONDS
+        end = time.monotonic() + rollouts.HELD_SECONDS
         while time.monotonic() < end:
             assert cluster.ready_lanes() == 1
             assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
@@ -318,21 +301,25 @@ def test_a_revision_that_cannot_start_stops_after_one_lane_and_undoing_it_recove
     assert {name: made for name, made in cluster.makes().items() if name in kept} == kept
 
 
-def _lane_that_fails(cluster: Cluster, said: str, named: str) -> str:
-    """Of a message that names a pod, which is there, and the cause: the last line of its log where it had one."""
-    pod = FAILING.search(said)
-    assert pod is not None, f"it names no pod: {said}"
-    assert pod[1] in cluster.makes(), f"there is no such pod: {said}"
-    assert named in said
-    return pod[2]
+def test_what_only_the_cluster_knows_becomes_a_condition_within_ten_seconds(
+    cluster: Cluster, request: pytest.FixtureRequest
+) -> None:
+    """GPUs, a claim, a Secret and an image that are not there, and a worker that ends as it starts, at the same time.
+    The pair that serves stays as it is."""
+    before, names = cluster.makes(), [f"streampair/{name}" for name in wanting.WANTS]
+    gone = f"--selector=streamserve.io/pair in ({','.join(wanting.WANTS)})"
 
+    def leave() -> None:
+        cluster.try_kubectl("delete", "--ignore-not-found", "--timeout=60s", *names)
+        cluster.try_kubectl("wait", "--for=delete", "pod", gone, "--timeout=120s", seconds=130)
 
-def _undone(spec: Body, edit: Body) -> Body:
-    """The merge patch that takes an edit back; None: what it sets was not there."""
-    return {
-        part: _undone(spec.get(part) or {}, new) if isinstance(new, dict) else spec.get(part)
-        for part, new in edit.items()
-    }
+    request.addfinalizer(leave)
+    cluster.kubectl("apply", "-f", "-", given=wanting.manifests())
+    took = wanting.told_after(cluster)
+    assert took.keys() == wanting.WANTS.keys()
+    assert max(took.values()) <= wanting.TOLD_SECONDS
+    assert cluster.condition("Ready")["status"] == "True"
+    assert cluster.makes() == before
 
 
 def test_lanes_are_added_and_drained_by_kubectl_scale(cluster: Cluster) -> None:
@@ -505,18 +492,14 @@ def test_an_upgrade_that_renders_other_pods_replaces_the_lanes_one_after_another
     with cluster.traffic() as traffic:
         before = cluster.makes()
         cluster.helm(*INSTALL, "--set=image.pullPolicy=Never")
-        fewest = [_fewest_lanes_until_replaced(cluster, before)]
+        fewest = [rollouts.fewest_lanes_until_replaced(cluster, before)]
         upgraded = cluster.makes()
         cluster.helm("rollback", RELEASE, "--wait", "--timeout=3m")
-        fewest.append(_fewest_lanes_until_replaced(cluster, upgraded))
+        fewest.append(rollouts.fewest_lanes_until_replaced(cluster, upgraded))
     assert traffic.failed == []
     assert traffic.answered > 0
     assert min(fewest) >= 1, "one lane of two may be away"
-    assert _workers(cluster.makes()).keys() == _workers(before).keys(), "back to the revision of before"
-
-
-def _workers(makes: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    return {name: made for name, made in makes.items() if "-prefill-" in name or "-decode-" in name}
+    assert rollouts.workers(cluster.makes()).keys() == rollouts.workers(before).keys(), "back to the revision of before"
 
 
 def test_deleting_it_leaves_nothing_also_while_no_operator_runs(cluster: Cluster) -> None:
@@ -572,24 +555,3 @@ def _redis_users(cluster: Cluster) -> set[str]:
     ask = "import os, redis; print(*redis.from_url(os.environ['STREAMSERVE_REDIS_URL']).acl_users())"
     said = cluster.kubectl("exec", f"deployment/{RELEASE}-operator", "--", "python3", "-c", ask)
     return set(said.split())
-
-
-def _conditions(cluster: Cluster) -> list[Body]:
-    found: list[Body] = cluster.pair().get("status", {}).get("conditions", [])
-    return found
-
-
-def _fewest_lanes_until_replaced(cluster: Cluster, before: dict[str, tuple[str, int]]) -> int:
-    """How many lanes were ready when the fewest were, until every worker's pod is another one and all is Ready."""
-    fewest, end = 2, time.monotonic() + 240
-    while not (cluster.condition("Ready").get("status") == "True" and _replaced(cluster, before)):
-        assert time.monotonic() < end, cluster.state()
-        fewest = min(fewest, cluster.ready_lanes())
-        time.sleep(0.2)
-    return fewest
-
-
-def _replaced(cluster: Cluster, before: dict[str, tuple[str, int]]) -> bool:
-    """None of the workers' pods is one of before, and as many are there."""
-    workers = [*cluster.pods("prefill"), *cluster.pods("decode")]
-    return len(workers) == 4 and not {pod["metadata"]["name"] for pod in workers} & before.keys()
