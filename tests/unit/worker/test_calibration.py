@@ -157,14 +157,17 @@ async def test_a_recorded_simulator_has_the_step_times_that_it_was_given(tmp_pat
     assert recorded.kv == engine.info.kv
 
 
-async def _simulator(tmp_path: Path, role: str, replayed: Path, step_seconds: float) -> simulator.Simulator:
+async def _simulator(
+    tmp_path: Path, role: str, replayed: Path, step_seconds: float | None = None
+) -> simulator.Simulator:
+    """`step_seconds`: of every step; without it they are as replayed."""
     return await simulator.create(
         role=role,
         model="",
         draft=None,
         method="None",
         max_depth=0,
-        engine_args={"simulator-step-seconds": str(step_seconds)},
+        engine_args={} if step_seconds is None else {"simulator-step-seconds": str(step_seconds)},
         initial=RuntimeConfig(
             id=ConfigId(uid="u", generation=1), speculation=SpeculationConfig(min_depth=0, max_depth=0)
         ),
@@ -207,3 +210,27 @@ async def test_what_is_recorded_of_a_transfer_replays_as_what_it_was_recorded_fr
     size = calibration.built_in().kv.bytes_per_block
     assert recorded.transfer_seconds(size) == pytest.approx(pull, abs=0.6 * step)
     assert recorded.step_seconds(others + 1, 0) == pytest.approx(step, rel=0.2)
+
+
+async def test_prompts_that_are_computed_beside_others_are_recorded_too(tmp_path: Path) -> None:
+    """Two at once and five at once: of five only the first has the engine to itself."""
+    replayed = tmp_path / "replayed.json"
+    curve = ((50.0, 0.03), (1_000.0, 0.125))
+    replayed.write_bytes(calibration.dump(replace(calibration.built_in(), prefills=curve)))
+    file = tmp_path / "recorded.json"
+    engine = Recorder(await _simulator(tmp_path, "prefill", replayed), file)
+    engine.start()
+
+    async def user(users: int, name: int) -> None:
+        for number in range(6):
+            prompt = TokenPrompt(range(300, 350 + 20 * ((name + number) % users)))
+            job = Job(request_id=f"{users}-{name}-{number}", prompt=prompt, sampling=Sampling(max_tokens=1))
+            await engine.prefill(job)
+            await engine.abort(job.request_id)
+
+    for users in (2, 5):
+        await asyncio.gather(*(user(users, name) for name in range(users)))
+    await engine.stop()
+    recorded, true = calibration.load(file), calibration.load(replayed)
+    for tokens in (120, 450):
+        assert recorded.prefill_seconds(tokens) == pytest.approx(true.prefill_seconds(tokens), rel=0.15)

@@ -2,7 +2,7 @@
 
 Wraps any Engine and measures at the seam, so whatever lies between the server and the GPU is in the numbers:
 
-    prefill     time of `prefill(job)` that had the engine to itself, by prompt tokens
+    prefill     time of a step that computes prompts, by their tokens, alone or beside others (`prompt_steps.py`)
     step        time between two chunks of a stream, by (running requests, depth), both unchanged meanwhile
     transfer    time to the first chunk of a pulled request, by bytes moved, less what the simulator adds by itself: the
                 step that computes the first token, and among other requests one more, half of it on average until
@@ -41,6 +41,7 @@ from streamserve.worker.pipeserve.engine import (
     Job,
     Prefilled,
 )
+from streamserve.worker.pipeserve.prompt_steps import PromptSteps
 
 _log = logs.get(__name__)
 WRITE_SECONDS: Final = 5.0
@@ -120,8 +121,7 @@ class Recorder:
         self._prefills: deque[Point] = deque(maxlen=_SAMPLES)
         self._steps = Steps()
         self._transfers: deque[Point] = deque(maxlen=_SAMPLES)
-        self._prefilling = 0
-        self._prefill_starts = 0
+        self._prompt_steps = PromptSteps(lambda tokens, seconds: self._prefills.append((tokens, seconds)))
         self._tasks = Tasks("recorder")
 
     def start(self) -> None:
@@ -135,17 +135,15 @@ class Recorder:
         return self._engine.snapshot()
 
     async def prefill(self, job: Job) -> Prefilled:
-        alone = self._prefilling == 0
-        self._prefilling += 1
-        self._prefill_starts += 1
-        starts = self._prefill_starts
         began = time.perf_counter()
         try:
             done = await self._engine.prefill(job)
-        finally:
-            self._prefilling -= 1
-        if alone and starts == self._prefill_starts and not done.cached_prompt_tokens:
-            self._prefills.append((len(done.prompt_token_ids), time.perf_counter() - began))
+        except BaseException:
+            self._prompt_steps.unclear()
+            raise
+        if done.cached_prompt_tokens:
+            self._prompt_steps.unclear()
+        self._prompt_steps.ended(len(done.prompt_token_ids), began, time.perf_counter())
         return done
 
     async def generate(
@@ -207,6 +205,7 @@ class Recorder:
 
     def calibration(self) -> Calibration | None:
         """What is known so far; what this engine's role never does is taken from the built-in calibration."""
+        self._prompt_steps.close()
         prefills = trend(self._prefills)
         steps = self._steps.table()
         if not prefills and not steps:
