@@ -1,8 +1,16 @@
 """What holds for every test."""
 
+import signal
+
+import pytest
 from hypothesis import settings
 
 # A machine that does other work too makes an example slow and not wrong. (Hypothesis' own profile for CI says so too.)
 if settings.default is not None and settings.default.deadline is not None:
     settings.register_profile("streamserve", deadline=None)
     settings.load_profile("streamserve")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is told to end (by a time limit, by CI) ends as with Ctrl-C: what fixtures started, they stop."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
