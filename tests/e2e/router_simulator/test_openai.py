@@ -105,8 +105,23 @@ def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     assert len(logprobs.content) == 4
-    assert all(row.token.startswith("token_id:") for row in logprobs.content)
+    assert "".join(row.token for row in logprobs.content) == answer.choices[0].message.content
+    assert all(row.bytes == list(row.token.encode()) for row in logprobs.content)
     assert all(len(row.top_logprobs) == 2 for row in logprobs.content)
+    assert all(row.top_logprobs[0].token == row.token for row in logprobs.content)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_logprobs_of_a_completion_say_where_each_token_stands(client: openai.OpenAI, stream: bool) -> None:
+    asked = {"model": "tiny", "prompt": "The tide", "max_tokens": 12, "logprobs": 1, "extra_body": {"ignore_eos": True}}
+    answers = list(client.completions.create(**asked, stream=True)) if stream else [client.completions.create(**asked)]
+    text = "".join(answer.choices[0].text for answer in answers)
+    told = [answer.choices[0].logprobs for answer in answers if answer.choices[0].logprobs]
+    tokens = [token for one in told for token in one.tokens]
+    offsets = [offset for one in told for offset in one.text_offset]
+    assert len(tokens) == len(offsets) == 12
+    assert all(text.startswith(token, offset) for token, offset in zip(tokens, offsets, strict=True))
+    assert [token for one in told for token in one.top_logprobs] == [{token: -0.105} for token in tokens]
 
 
 def test_refusals_have_openais_shape(client: openai.OpenAI) -> None:

@@ -77,6 +77,7 @@ def test_as_many_logprobs_as_were_asked_for_the_likeliest_first(client: openai.O
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     rows = logprobs.content
+    assert "".join(row.token for row in rows) == answer.choices[0].message.content
     assert len(rows) == 48
     assert [len(row.top_logprobs) for row in rows] == [top] * 48
     assert all(a.logprob >= b.logprob for row in rows for a, b in pairwise(row.top_logprobs))

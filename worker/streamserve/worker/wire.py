@@ -83,9 +83,10 @@ def decode_response(chunk: Chunk) -> worker_pb2.DecodeResponse:
         first_token_index=chunk.first_token_index, token_ids=chunk.token_ids, text=chunk.text
     )
     for position in chunk.logprobs:
-        entry = message.logprobs.add(token_id=position.token_id, logprob=position.logprob)
-        for token_id, logprob in position.top:
-            entry.top.add(token_id=token_id, logprob=logprob)
+        sampled = position.sampled
+        entry = message.logprobs.add(token_id=sampled.token_id, logprob=sampled.logprob, text=sampled.text)
+        for each in position.top:
+            entry.top.add(token_id=each.token_id, logprob=each.logprob, text=each.text)
     if chunk.outcome is not None:
         message.finish_reason = _REASONS[chunk.outcome.reason]
         message.usage.CopyFrom(usage(chunk.outcome))

@@ -73,6 +73,7 @@ class Ranked:
 
     logprob: float
     rank: int
+    decoded_token: str | None = " word"
 
 
 MOST_LIKELY = {5: Ranked(-0.5, 1), 6: Ranked(-1.5, 2), 7: Ranked(-2.5, 3)}
@@ -91,8 +92,10 @@ def test_as_many_most_likely_tokens_are_named_as_were_asked_for(
     sampled: int, entry: dict[int, Ranked], count: int, want: list[int]
 ) -> None:
     (position,) = vllm_requests.logprobs_of([sampled], [entry], count=count)
-    assert (position.token_id, position.logprob) == (sampled, entry[sampled].logprob)
-    assert position.top == tuple((token, entry[token].logprob) for token in want)
+    one = position.sampled
+    assert (one.token_id, one.logprob, one.text) == (sampled, entry[sampled].logprob, entry[sampled].decoded_token)
+    told = [(each.token_id, each.logprob, each.text) for each in position.top]
+    assert told == [(token, entry[token].logprob, entry[token].decoded_token) for token in want]
 
 
 def test_no_logprobs_are_told_where_none_were_asked_for() -> None:

@@ -88,12 +88,20 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Logprobs:
-    """One position: the sampled token, its log probability, then the most likely (id, log probability)."""
+class Logprob:
+    """Of one token. `text` is what it adds to the text before it; None: the engine does not say."""
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logprobs:
+    """One position: the sampled token, then the most likely ones."""
+
+    sampled: Logprob
+    top: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from streamserve.worker.pipeserve.engine import (
     EngineSnapshot,
     FinishReason,
     Job,
+    Logprob,
     Logprobs,
     Outcome,
     Prefilled,
@@ -483,5 +484,7 @@ def _text(token: int) -> str:
 
 def _logprobs(token: int, top: int) -> Logprobs:
     """Invented, but well-formed: the sampled token is the most likely, the others follow in order."""
-    others = ((simulated_tokens.BYTES - 1 - i, _LOGPROB - 2.0 - i) for i in range(max(top - 1, 0)))
-    return Logprobs(token_id=token, logprob=_LOGPROB, top=((token, _LOGPROB), *others) if top else ())
+    others = range(max(top - 1, 0))
+    rows = [(token, _LOGPROB), *((simulated_tokens.BYTES - 1 - i, _LOGPROB - 2.0 - i) for i in others)]
+    sampled, *rest = (Logprob(token_id=each, logprob=value, text=_text(each)) for each, value in rows)
+    return Logprobs(sampled=sampled, top=(sampled, *rest) if top else ())

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from streamserve.contract.errors import InvalidRequest, TransferFailed
 from streamserve.contract.sampling import Sampling
-from streamserve.worker.pipeserve.engine import ChatPrompt, FinishReason, Logprobs, Prompt, TextPrompt
+from streamserve.worker.pipeserve.engine import ChatPrompt, FinishReason, Logprob, Logprobs, Prompt, TextPrompt
 
 _HANDLE_VERSION: Final = 1
 _TO_BE_PULLED: Final = {
@@ -120,6 +120,10 @@ def logprobs_of(ids: Sequence[int], entries: Any, *, count: int | None) -> tuple
     positions = []
     for token_id, entry in zip(ids, entries, strict=False):
         ranked = sorted(entry.items(), key=lambda item: item[1].rank)[:count]
-        top = tuple((int(i), float(p.logprob)) for i, p in ranked)
-        positions.append(Logprobs(token_id=int(token_id), logprob=float(entry[token_id].logprob), top=top))
+        top = tuple(_logprob(i, one) for i, one in ranked)
+        positions.append(Logprobs(sampled=_logprob(token_id, entry[token_id]), top=top))
     return tuple(positions)
+
+
+def _logprob(token_id: int, one: Any) -> Logprob:
+    return Logprob(token_id=int(token_id), logprob=float(one.logprob), text=one.decoded_token)

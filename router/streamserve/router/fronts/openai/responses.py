@@ -1,7 +1,6 @@
 """Answers in OpenAI's shapes: whole, as stream events, and as errors.
 
-The router has no tokenizer, so a token in `logprobs` is written "token_id:123", as vLLM does with
-return_tokens_as_token_ids.
+A token in `logprobs` is written as the worker's engine says it, and "token_id:123" where the engine does not.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ class Answer:
     logprobs: list[common_pb2.TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     usage: common_pb2.Usage | None = None
+    _told: int = 0
 
     def add(self, chunk: inference_pb2.GenerateResponse) -> None:
         if chunk.text:
@@ -106,11 +106,17 @@ class Answer:
         if self.chat:
             return {"content": [_chat_row(row) for row in rows], "refusal": None}
         return {
-            "tokens": [_name(row.token_id) for row in rows],
+            "tokens": [_name(row) for row in rows],
             "token_logprobs": [_number(row.logprob) for row in rows],
-            "top_logprobs": [{_name(top.token_id): _number(top.logprob) for top in row.top} for row in rows],
-            "text_offset": [],
+            "top_logprobs": [{_name(top): _number(top.logprob) for top in row.top} for row in rows],
+            "text_offset": [self._offset_of(row) for row in rows],
         }
+
+    def _offset_of(self, row: common_pb2.TokenLogprobs) -> int:
+        """Where its text begins in the answer, in characters."""
+        offset = self._told
+        self._told += len(row.text)
+        return offset
 
 
 def usage(counted: common_pb2.Usage | None) -> dict[str, Any]:
@@ -151,12 +157,16 @@ def models(names: Sequence[str], created: int) -> bytes:
 
 
 def _chat_row(row: common_pb2.TokenLogprobs) -> dict[str, Any]:
-    top = [{"token": _name(t.token_id), "logprob": _number(t.logprob), "bytes": None} for t in row.top]
-    return {"token": _name(row.token_id), "logprob": _number(row.logprob), "bytes": None, "top_logprobs": top}
+    return _row(row) | {"top_logprobs": [_row(each) for each in row.top]}
 
 
-def _name(token_id: int) -> str:
-    return f"token_id:{token_id}"
+def _row(token: common_pb2.TokenLogprobs | common_pb2.TopLogprob) -> dict[str, Any]:
+    written = list(token.text.encode()) if token.HasField("text") else None
+    return {"token": _name(token), "logprob": _number(token.logprob), "bytes": written}
+
+
+def _name(token: common_pb2.TokenLogprobs | common_pb2.TopLogprob) -> str:
+    return token.text if token.HasField("text") else f"token_id:{token.token_id}"
 
 
 def _number(value: float) -> float:
