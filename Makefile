@@ -60,10 +60,10 @@ test-vllm-0.26: env-vllm-0.26 ## The worker's tests on vLLM 0.26.0, the version 
 env-vllm-0.26: ## Build .venv-vllm-0.26, only for the target above
 	PYTHON="$(PYTHON)" hack/env.sh --venv .venv-vllm-0.26 --requirements requirements/worker-cpu-0.26.txt
 
-check: env ## Format, lint, types, layers, protos, generated files, links and the house rules
+check: env ## Format, lint, types, layers, protos, generated files, house rules, Helm chart (builds Helm the first time)
 	$(BIN)/python hack/check.py $(ARGS)
 
-check-chart: env ## The Helm chart: linted, rendered, installed on a real API server (builds Helm the first time)
+check-chart: env ## All of the Helm chart: rendered, then installed on a real API server with Redis and Prometheus
 	$(BIN)/python hack/helm/build.py
 	$(BIN)/python hack/cluster/build.py
 	$(BIN)/python hack/cert_manager/build.py

@@ -3,7 +3,11 @@
     python hack/check.py [STEP …]      all steps, or the named ones
 
 A step is a command that ends with 0. One that fails shows its output and what to do about it; the others run
-all the same, so that one call shows everything. Nothing here writes into the checkout but the tools' caches.
+all the same, so that one call shows everything. What a step needs beyond .venv is built before it, once, with progress
+on stderr. Nothing here writes into the checkout but the tools' caches and .cache.
+
+Of tests/chart the last step runs what Helm and Kubernetes' schemas alone can tell; what takes an API server, Redis,
+Prometheus, cert-manager or promtool is `make check-chart`.
 """
 
 from __future__ import annotations
@@ -22,14 +26,23 @@ from house_rules import File, problems
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LIMIT_SECONDS = 600
+BUILD_LIMIT_SECONDS = 3600
+
+CHART = (
+    *(f"tests/chart/test_{name}.py" for name in ("render", "refusals", "rules", "operator", "credentials")),
+    "tests/chart/test_autoscaling.py::test_kubernetes_would_take_the_autoscalers",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """`needs` are programs that build what the command needs, and do nothing where it is there."""
+
     name: str
     what: str
     command: tuple[str, ...]
     remedy: str
+    needs: tuple[str, ...] = ()
 
 
 STEPS = (
@@ -70,6 +83,13 @@ STEPS = (
         (sys.executable, "hack/check.py", "--house"),
         "each line above says what to do",
     ),
+    Step(
+        "chart",
+        "Helm chart",
+        (sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", *CHART),
+        "mend charts/; golden files after a change that is meant: tests/chart/test_render.py",
+        needs=("hack/helm/build.py", "hack/helm/validator.py"),
+    ),
 )
 
 
@@ -93,6 +113,8 @@ def run(step: Step) -> bool:
     """Run one step and print its line; its output only where it failed."""
     started = time.monotonic()
     try:
+        for program in step.needs:
+            build(program)
         done = subprocess.run(
             step.command,
             cwd=ROOT,
@@ -105,14 +127,22 @@ def run(step: Step) -> bool:
         ok, output = done.returncode == 0, done.stdout
     except FileNotFoundError:
         ok, output = False, f"{step.command[0]} is not there; run make env\n"
-    except subprocess.TimeoutExpired:
-        ok, output = False, f"no end after {LIMIT_SECONDS} s\n"
+    except subprocess.CalledProcessError as failed:
+        ok, output = False, f"{failed.cmd[-1]} failed; the lines above say why, and nothing was checked\n"
+    except subprocess.TimeoutExpired as late:
+        ok, output = False, f"no end after {late.timeout:.0f} s\n"
     seconds = time.monotonic() - started
     if not ok:
         print(output.rstrip(), flush=True)
     remedy = "" if ok else f"; {step.remedy}"
     print(f"check: {step.what:<16} {'ok' if ok else 'FAILED'} ({seconds:.1f} s){remedy}", flush=True)
     return ok
+
+
+def build(program: str) -> None:
+    """Raises CalledProcessError where it fails. What it says while it lasts is seen; its result, a path, is not."""
+    command = [sys.executable, program]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=BUILD_LIMIT_SECONDS)
 
 
 def house() -> int:

@@ -1,4 +1,4 @@
-"""Builds Helm from its Go module, once: what `make check-chart` renders the chart with.
+"""Builds Helm from its Go module, once: what `make check` renders the chart with.
 
     python hack/helm/build.py            build it unless it is cached; print its path
     python hack/helm/build.py --path     print where it is, or would be

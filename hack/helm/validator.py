@@ -1,4 +1,4 @@
-"""Installs kubernetes-validate, Kubernetes' own schemas as a command, into .cache/chart: for `make check-chart` alone.
+"""Installs kubernetes-validate, Kubernetes' own schemas as a command, into .cache/chart, for `make check`.
 
 It is 117 MB, so it is no part of .venv. Each file is checked against its hash in requirements/chart.txt.
 """
@@ -20,13 +20,14 @@ def main() -> int:
     wanted = digest(REQUIREMENTS.read_bytes(), sys.version.encode())
     if STAMP.exists() and STAMP.read_text() == wanted:
         return 0
+    print("kubernetes-validate: installing it into .cache/chart (117 MB, once)", file=sys.stderr, flush=True)
     try:
         uv = find_uv()
         run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(HOME)], "creating .cache/chart")
         install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)]
         run([*install, "--python", str(HOME / "bin" / "python")], "installing kubernetes-validate")
     except Refused as reason:
-        print(f"check-chart: {reason}", file=sys.stderr)
+        print(f"kubernetes-validate: {reason}", file=sys.stderr)
         return 1
     STAMP.write_text(wanted)
     return 0

@@ -1,4 +1,4 @@
-"""Helm, run for real: `make check-chart` builds it and these tests render, lint and refuse with it."""
+"""Helm, run for real: `make check` builds it and these tests render, lint and refuse with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> RunHelm:
     """`helm("lint", "…")`: its answer, with nothing of the user's own configuration in it."""
     build = [sys.executable, str(ROOT / "hack" / "helm" / "build.py"), "--path"]
     binary = subprocess.run(build, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-    assert Path(binary).exists(), f"{binary} is not there: run `make check-chart`, which builds it (minutes, once)"
+    assert Path(binary).exists(), f"{binary} is not there: run `make check ARGS=chart`, which builds it (minutes, once)"
     home = tmp_path_factory.mktemp("helm")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HELM_", "KUBE"))}
     environment |= {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}

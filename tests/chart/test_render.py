@@ -2,7 +2,7 @@
 
 After a change that is meant, write the golden files anew and read the difference:
 
-    STREAMSERVE_GOLDEN=write make check-chart
+    STREAMSERVE_GOLDEN=write make check ARGS=chart
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_the_objects_are_those_of_the_golden_file(render: Render, values: str) -
 
 @pytest.mark.parametrize("values", VALUES)
 def test_kubernetes_would_take_every_object(render: Render, values: str, tmp_path: Path) -> None:
-    assert VALIDATE.exists(), f"{VALIDATE} is not there: run `make check-chart`, which installs it"
+    assert VALIDATE.exists(), f"{VALIDATE} is not there: run `make check ARGS=chart`, which installs it"
     written = tmp_path / "objects.yaml"
     objects = [made for made in render(values) if made["kind"] not in OF_OTHERS]
     with written.open("w") as out:
