@@ -8,6 +8,7 @@ from typing import Any
 
 from streamserve.contract.streampair import (
     rules_engine,
+    rules_json_flags,
     rules_pods,
     rules_resources,
     rules_speculation,
@@ -188,6 +189,7 @@ RULES: tuple[Rule[Any], ...] = (
         ),
     ),
     *rules_engine.RULES,
+    *rules_json_flags.RULES,
     *rules_speculation.RULES,
     Rule[Entry](
         id="workload-names-unique",
