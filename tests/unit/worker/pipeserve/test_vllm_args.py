@@ -36,6 +36,10 @@ TAKEN: dict[str, tuple[dict[str, str], list[str]]] = {
         {"compilation-config.mode": "0", "compilation-config.pass_config.fuse_norm_quant": "true"},
         ["--compilation-config.mode=0", "--compilation-config.pass_config.fuse_norm_quant=true"],
     ),
+    "an item for a list of JSON": (
+        {"compilation-config.custom_ops+": "none,+quant_fp8"},
+        ["--compilation-config.custom_ops+=none,+quant_fp8"],
+    ),
     "a list": ({"cudagraph-capture-sizes": "1 2  4"}, ["--cudagraph-capture-sizes", "1", "2", "4"]),
     "a pair": ({"a-pair": "x y"}, ["--a-pair", "x", "y"]),
     "a value that may be left out": ({"maybe": "x"}, ["--maybe=x"]),

@@ -5,10 +5,12 @@
     enable-prefix-caching: "false"      --no-enable-prefix-caching
     cudagraph-capture-sizes: "1 2 4"    --cudagraph-capture-sizes 1 2 4
     compilation-config.mode: "0"        --compilation-config.mode=0
+    compilation-config.custom_ops+: x   --compilation-config.custom_ops+=x
 
 A switch takes "true" or "false", a list takes items with spaces between them, a JSON flag takes all of its JSON or one
-key after a dot. A flag that vLLM does not have is refused with the nearest one it has. One that is ours is refused with
-the place where to set it: contract/streampair/flags.py lists them for the StreamPair and for us.
+key after a dot; a key with a + takes items with commas between them, for a list that vLLM adds them to. A flag that
+vLLM does not have is refused with the nearest one it has. One that is ours is refused with the place where to set it:
+contract/streampair/flags.py lists them for the StreamPair and for us.
 """
 
 from __future__ import annotations
