@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from streamserve.contract.streampair import StreamPair, read, releases, rules
 from streamserve.contract.streampair.rule import Finding
+from streamserve.contract.streampair.rules_volumes import OWNED_VOLUMES
 
 TABLE: dict[str, Any] = YAML(typ="safe").load(Path(__file__).with_name("cases.yaml"))
 
@@ -68,6 +69,18 @@ def test_a_volume_is_open_within_bounds(volume: dict[str, Any], words: str) -> N
     (problem,) = read(json.dumps(merged(TABLE["base"], template))).problems
     assert problem.path == "spec.prefill.template.volumes[0]"
     assert problem.message.startswith(words)
+
+
+@pytest.mark.parametrize("name", ["cache", *OWNED_VOLUMES[2:]])
+def test_a_mount_without_its_volume_is_told_what_can_be_done(name: str) -> None:
+    """And once it is done, nothing is said."""
+    mount = {"name": name, "mountPath": "/place"}
+    (finding,) = findings(pair_of({"spec": {"router": {"template": {"volumeMounts": [mount]}}}}))
+    told, ours = finding.message.split("under another name if it is one of ")
+    assert told == f"'{name}' is no volume of this template: add it to volumes, "
+    added = f"my-{name}" if name in ours.split(", ") else name
+    template = {"volumes": [{"name": added, "emptyDir": {}}], "volumeMounts": [{**mount, "name": added}]}
+    assert findings(pair_of({"spec": {"router": {"template": template}}})) == []
 
 
 @pytest.mark.parametrize("name", [n for n, case in TABLE["bad"].items() if case["rule"].startswith("release-")])

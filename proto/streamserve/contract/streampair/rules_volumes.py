@@ -111,7 +111,10 @@ RULES: tuple[Rule[Any], ...] = (
             each=_unknown_mounts(_MOUNTABLE[str(scope[1])]),
             at=lambda entry: entry.at,
             holds=never,
-            message="'{name}' is no volume of this template: add it to volumes",
+            message=(
+                "'{name}' is no volume of this template: add it to volumes, "
+                f"under another name if it is one of {', '.join(OWNED_VOLUMES)}"
+            ),
             values=lambda entry: {"name": entry.value},
             cel=(
                 Cel(
