@@ -38,6 +38,7 @@ SPEAK_FOR_KUBERNETES = {
     "toleration-value-is-compared",
     "toleration-seconds-of-an-eviction",
     "spread-domains-where-pods-wait",
+    "spread-labels-join-a-selector",
     "selector-values-where-compared",
     "privileged-may-escalate",
     "localhost-profile-with-its-type",

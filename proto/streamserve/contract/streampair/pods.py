@@ -1,8 +1,7 @@
 """Parts of a pod that a template may carry, as far as they are handed to Kubernetes: typed, bounded, described.
 
-Field names and meanings are those of the core/v1 API, and so are the bounds: what a pod could not be made with is
-refused here, before a lane is drained for it. What depends on the kind of volume and `affinity` stay open: their
-schemas are long, and the API server checks them when the pod is made.
+Field names and meanings are those of the core/v1 API, and so are the bounds of most fields; `rules_pods.py` names what
+is left to the API server. What depends on the kind of volume and `affinity` stay open, for their schemas are long.
 """
 
 from enum import StrEnum

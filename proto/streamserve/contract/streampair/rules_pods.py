@@ -1,8 +1,9 @@
-"""Rules about what a template lays over a pod: what of it is ours, and what the API server would refuse in the pod.
+"""Rules about what a template lays over a pod: what of it is ours, and mistakes that the API server would refuse there.
 
-A lane that is replaced is drained and deleted first, so a refusal that comes with the new pod comes too late: whatever
-core/v1 says about the parts of a template that are typed here is said when the StreamPair is applied. Its volumes have
-a file of their own, `rules_volumes.py`.
+They are told when the StreamPair is applied. Not all of them: the operator rehearses new pods before it drains a lane
+for them, and to that are left the kinds of volumes, `affinity`, two spreads over one topology, the names of sysctls,
+Bidirectional mounts without privilege, a capability CAP_SYS_ADMIN without escalation, a profile's path with '..',
+annotations of more than 256 KiB, and a fraction of a device. Volumes have a file of their own, `rules_volumes.py`.
 """
 
 import re
@@ -128,6 +129,10 @@ def _may_have_domains(constraint: TopologySpreadConstraint) -> bool:
     return constraint.min_domains is None or constraint.when_unsatisfiable is Unsatisfiable.DO_NOT_SCHEDULE
 
 
+def _joins_a_selector(constraint: TopologySpreadConstraint) -> bool:
+    return not constraint.match_label_keys or constraint.label_selector is not None
+
+
 _METADATA: tuple[Rule[Any], ...] = (
     *(
         Rule[str](
@@ -236,6 +241,14 @@ _SCHEDULING: tuple[Rule[Any], ...] = (
         _may_have_domains,
         "!has(self.minDomains) || self.whenUnsatisfiable == 'DoNotSchedule'",
         "counts for whenUnsatisfiable DoNotSchedule alone: set that, or remove it",
+    ),
+    *each_item(
+        "spread-labels-join-a-selector",
+        ("topologySpreadConstraints", "[]"),
+        "matchLabelKeys",
+        _joins_a_selector,
+        "self.matchLabelKeys.size() == 0 || has(self.labelSelector)",
+        "join a labelSelector and there is none: add one, or remove them",
     ),
     *each_item(
         "selector-values-where-compared",
