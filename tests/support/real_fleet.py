@@ -195,6 +195,8 @@ class RealFleet:
 
     def start(self) -> Self:
         self._save()
+        # One that was killed leaves its own.
+        self.ready_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "streamserve.cli.main", "up", "-f", str(self.file)]
         command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ready-file", str(self.ready_file)]
         began = time.monotonic()

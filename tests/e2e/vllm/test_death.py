@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +14,8 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 from plain_reference import Reference
-from processes import command_line
-from real_fleet import Answer, RealFleet
+from processes import command_line, wait_until
+from real_fleet import Answer, Fleets, RealFleet
 
 from streamserve.contract.errors import Retryable
 
@@ -24,6 +27,7 @@ DEADLINE_SECONDS = 40.0
 GRACE_SECONDS = 3.0
 WARM_SECONDS = 2.0
 WHOLE_FACTOR = 2.5
+GONE_SECONDS = 5.0
 
 
 @dataclass
@@ -117,6 +121,46 @@ async def test_after_the_death_of(what: str, fleet: RealFleet, reference: Refere
     )
     async with fleet.client() as client:
         await client.idle(40)
+
+
+async def test_kill_9_of_up_under_load_leaves_no_process_after_five_seconds_and_its_ports_free(
+    fleet: RealFleet, fleets: Fleets, reference: Reference
+) -> None:
+    """The last test of the shared fleet: nothing of it is left."""
+    family = fleet.family()
+    titles = [" ".join(command_line(process)) for process in family]
+    for title in ("VLLM::EngineCore", "VLLM::Worker"):
+        assert sum(title in each for each in titles) == 2 * len(LANES), titles
+    load = Load(fleet, reference)
+    asking = asyncio.create_task(load.run())
+    try:
+        await asyncio.to_thread(wait_until, lambda: computing(fleet), seconds=DEADLINE_SECONDS, what="requests run")
+        family[0].kill()
+        killed_at = time.monotonic()
+        _, left = await asyncio.to_thread(psutil.wait_procs, family, GONE_SECONDS)
+        print(f"{len(family) - len(left)} of {len(family)} processes gone after {time.monotonic() - killed_at:.1f} s")
+        assert not left, f"alive after {GONE_SECONDS:g} s: {[command_line(process) for process in left]}"
+        for name in ("grpc", "http", "redis"):
+            host, _, port = fleet.ready[name].rpartition(":")
+            with socket.socket() as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                server.bind((host, int(port)))
+                server.listen()
+    finally:
+        asking.cancel()
+        await asyncio.wait([asking])
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        shutil.rmtree(fleet.ready["run_dir"], ignore_errors=True)
+        fleets.close()
+
+
+def computing(fleet: RealFleet) -> bool:
+    """Every decode engine is at a request."""
+    seen = fleet.signals()
+    names = [f"{lane}-decode-0" for lane in LANES]
+    return all(name in seen and seen[name].running_requests for name in names)
 
 
 async def until_each_answered(load: Load, lanes: tuple[str, ...], since: float) -> float:
