@@ -5,6 +5,7 @@
 
 corrupt-drafts    every draft becomes a random token: nothing is accepted, the text stays right
 zero-draft-kv     a prefill engine forgets the drafter's keys and values before they can be pulled
+broken-nixl       NIXL refuses every transfer that it is asked for
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 CORRUPT_DRAFTS = "corrupt-drafts"
 ZERO_DRAFT_KV = "zero-draft-kv"
+BROKEN_NIXL = "broken-nixl"
 _FOLDER = "STREAMSERVE_TEST_FAULTS"
 
 
@@ -32,15 +34,21 @@ def install(folder: Path) -> dict[str, str]:
 
 def register() -> None:
     """Called by vLLM in each of its processes, more than once."""
+    from vllm.distributed.nixl_utils import NixlWrapper
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap(Scheduler, "update_draft_token_ids", _corrupting)
     _wrap(GPUModelRunner, "propose_draft_token_ids", _forgetting)
+    _wrap(NixlWrapper, "transfer", _refusing)
 
 
 def _on(name: str) -> bool:
     return os.path.exists(os.path.join(os.environ[_FOLDER], name))
+
+
+def _role(runner: Any) -> Any:
+    return runner.vllm_config.additional_config.get("streamserve", {}).get("role")
 
 
 def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
@@ -66,8 +74,7 @@ def _corrupting(original: Any) -> Any:
 def _forgetting(original: Any) -> Any:
     def propose_draft_token_ids(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        role = self.vllm_config.additional_config.get("streamserve", {}).get("role")
-        if role == "prefill" and _on(ZERO_DRAFT_KV):
+        if _role(self) == "prefill" and _on(ZERO_DRAFT_KV):
             for name in self.drafter._draft_attn_layer_names:
                 cache = self.compilation_config.static_forward_context[name].kv_cache
                 for tensor in cache if isinstance(cache, (list, tuple)) else (cache,):
@@ -75,3 +82,12 @@ def _forgetting(original: Any) -> Any:
         return result
 
     return propose_draft_token_ids
+
+
+def _refusing(original: Any) -> Any:
+    def transfer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _on(BROKEN_NIXL):
+            raise RuntimeError("NIXL_ERR_BACKEND (a fault planted by a test)")
+        return original(self, *args, **kwargs)
+
+    return transfer

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ import grpc
 import psutil
 import redis
 from processes import command_line, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from ruamel.yaml import YAML
 from tiny_pair import DRAFT, TARGET
 
@@ -320,6 +323,13 @@ class RealFleet:
     @property
     def keys(self) -> Keyspace:
         return Keyspace(self.ready["namespace"], self.ready["pair"])
+
+    def metrics(self, name: str) -> list[Sample]:
+        """The samples on the page of the router or of one worker."""
+        ready = json.loads((Path(self.ready["run_dir"]) / "ready" / f"{name}.json").read_text())
+        with urllib.request.urlopen(f"http://{ready['metrics']}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def redis(self) -> redis.Redis:
         url = Path(self.ready["redis_url_file"]).read_text()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from engine_faults import CORRUPT_DRAFTS, ZERO_DRAFT_KV, install
+from engine_faults import BROKEN_NIXL, CORRUPT_DRAFTS, ZERO_DRAFT_KV, install
 from plain_reference import Expected, Reference
-from real_fleet import Answer, Fleets, RealFleet
+from real_fleet import Answer, Client, Fleets, RealFleet
 from tiny_pair import TARGET, kv_bytes
 
 from streamserve.contract import tokens
-from streamserve.contract.errors import StreamServeError, TransferFailed, WorkerLost
+from streamserve.contract.errors import Retryable, StreamServeError, TransferFailed, WorkerLost
 from streamserve.runtime.status import from_rpc_error
 from streamserve.v1 import common_pb2, worker_pb2
 
@@ -28,6 +29,7 @@ TOKENS = 120
 DECODE, PREFILL = "lane-0-decode-0", "lane-0-prefill-0"
 LEARN, WATCH, WINDOWS = 16, 6, 5
 SETTLED = 0.85
+MENDED_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def lane(
 @pytest.fixture(autouse=True)
 def all_off(switches: Path) -> Iterator[None]:
     yield
-    for name in (CORRUPT_DRAFTS, ZERO_DRAFT_KV):
+    for name in (CORRUPT_DRAFTS, ZERO_DRAFT_KV, BROKEN_NIXL):
         (switches / name).unlink(missing_ok=True)
 
 
@@ -131,6 +133,85 @@ async def test_without_the_drafters_transferred_kv_the_acceptance_drops_and_the_
     print(f"accepted per draft: {acceptance(whole):.3f} with the drafter's KV, {acceptance(zeroed):.3f} without")
     assert acceptance(whole) > 0.9
     assert acceptance(zeroed) < acceptance(whole) - 0.1
+
+
+async def done(lane: RealFleet, client: Client) -> dict[str, float]:
+    """What the decode engine has pulled, computed and stepped, by its own counters."""
+    state = (await client.states())[DECODE]
+    computed = [
+        sample.value
+        for sample in await asyncio.to_thread(lane.metrics, DECODE)
+        if sample.name == "vllm:prompt_tokens_by_source_total" and sample.labels["source"] == "local_compute"
+    ]
+    assert len(computed) == 1, computed
+    return {
+        "bytes": state.kv_bytes_received,
+        "bytes expected": state.kv_bytes_expected,
+        "transfers": state.kv_transfers_received,
+        "steps": sum(state.depth_histogram),
+        "prompt tokens computed": computed[0],
+    }
+
+
+@pytest.fixture
+async def nixl_broken(lane: RealFleet, reference: Reference, switches: Path) -> AsyncIterator[None]:
+    """NIXL refuses every transfer; afterwards the lane takes traffic again, and KV moves."""
+    (switches / BROKEN_NIXL).touch()
+    yield
+    (switches / BROKEN_NIXL).unlink()
+    await asyncio.to_thread(lane.wait_lanes_ready, MENDED_SECONDS)
+    row = reference.greedy[0]
+    async with lane.client() as client:
+        answer = await client.generate(row.prompt, max_tokens=8)
+    assert answer.error is None, answer.error
+    assert answer.usage.kv_transfer_bytes == kv_bytes(row.prompt_tokens, BLOCK_TOKENS, (TARGET, TARGET))
+
+
+@pytest.mark.usefixtures("nixl_broken")
+async def test_with_nixl_broken_strict_fails_the_request_and_nothing_is_computed_in_its_place(
+    lane: RealFleet, reference: Reference
+) -> None:
+    await fail_by(lane, "Strict")
+    async with lane.client() as client:
+        before = await done(lane, client)
+        failed_before = (await client.states())[DECODE].kv_transfers_failed
+        answer = await client.generate(reference.greedy[0].prompt, max_tokens=32)
+        assert isinstance(answer.error, TransferFailed), f"{answer.error!r} after tokens {answer.token_ids}"
+        assert answer.error.reason == "KV_TRANSFER_FAILED"
+        assert "prefill it again" in answer.error.message
+        assert answer.error.retry_after_seconds
+        assert not answer.token_ids
+        for row in reference.greedy[1:4]:
+            later = await client.generate(row.prompt, max_tokens=32)
+            assert isinstance(later.error, Retryable), f"{later.error!r} after tokens {later.token_ids}"
+            assert later.error.retry_after_seconds
+            assert not later.token_ids
+        assert (await client.states())[DECODE].kv_transfers_failed > failed_before
+        assert await done(lane, client) == before
+
+
+@pytest.mark.usefixtures("nixl_broken")
+async def test_with_nixl_broken_degrade_lets_the_decode_worker_compute_the_prompt_and_says_so(
+    lane: RealFleet, reference: Reference
+) -> None:
+    await fail_by(lane, "Degrade")
+    row = reference.greedy[0]
+    async with lane.client() as client:
+        before = await done(lane, client)
+        answer = await client.generate(row.prompt, max_tokens=32)
+        after = await done(lane, client)
+    assert answer.error is None, answer.error
+    assert answer.route.prefill_mode == "local"
+    assert answer.usage.kv_transfer_bytes == 0
+    assert tuple(answer.token_ids) == row.token_ids[:32]
+    for name in ("bytes", "bytes expected", "transfers"):
+        assert after[name] == before[name], name
+    assert after["prompt tokens computed"] - before["prompt tokens computed"] == row.prompt_tokens
+
+
+async def fail_by(lane: RealFleet, policy: str) -> None:
+    lane.document["spec"]["failurePolicy"] = policy
+    await lane.edit_and_wait()
 
 
 async def test_a_prefill_worker_killed_before_the_pull_fails_it_and_the_ladder_says_local(

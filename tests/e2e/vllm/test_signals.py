@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.request
 
-from prometheus_client.parser import text_string_to_metric_families
 from real_fleet import RealFleet
 
 WORKER = "lane-1-decode-0"
@@ -16,15 +14,7 @@ SIGNAL_SECONDS = 0.7
 
 def counters(fleet: RealFleet, worker: str) -> dict[str, float]:
     """vLLM's Prometheus samples of one engine, by name."""
-    address = fleet.worker_files()[worker]["metrics"]
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
-        text = response.read().decode()
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name.startswith("vllm:")
-    }
+    return {sample.name: sample.value for sample in fleet.metrics(worker) if sample.name.startswith("vllm:")}
 
 
 def queue(values: dict[str, float]) -> tuple[int, int]:
