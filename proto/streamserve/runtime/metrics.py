@@ -1,4 +1,8 @@
-"""/metrics, /healthz and /readyz of a process, on a port of its own."""
+"""/metrics, /healthz and /readyz of a process, on a port of its own.
+
+One gauge is the same in every process and made here: how many asyncio tasks are alive. gRPC runs each call that a
+server is at in a task of its own, so a call or a background task that nobody ends shows as a number that stays up.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from streamserve.runtime.errors import AddressInUse
@@ -23,6 +27,8 @@ class HealthServer:
     def __init__(self, address: str, *, registry: CollectorRegistry, live: Check, ready: Check) -> None:
         self.address = address
         self._registry = registry
+        alive = Gauge("streamserve_process_tasks", "asyncio tasks that are alive now", registry=registry)
+        alive.set_function(lambda: len(asyncio.all_tasks()))
         self._checks = {"/healthz": live, "/readyz": ready}
         self._server: asyncio.Server | None = None
         self._open = 0

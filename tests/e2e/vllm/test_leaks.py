@@ -22,11 +22,14 @@ LEASE_SECONDS = 35.0
 # The engine is asked first; what it publishes follows.
 SIGNALS_SECONDS = 3.0
 OWN_MIB, ENGINE_MIB = 10, 48
+# Work that comes and goes by itself may be under way when one looks.
+REST_LOOKS = 20
 # What an allocator gives and takes from round 3 to 5 in a process that does not grow. Ours stay within 0.3 MiB. An
 # engine's heap has 40 to 90 MiB of free pieces at any time (mallinfo2), and moves by 16 MiB in one go while what is in
 # use stays: in one run of these rounds 16.3 in one engine of four, 5.2 in the other that computes prompts.
 OWN_NOISE_MIB, ENGINE_NOISE_MIB = 3, 20
 MIB = 2**20
+SHOWN = ("streamserve_process_tasks", "streamserve_router_open_requests", "streamserve_worker_open_requests")
 ENGINE = " engine"
 PREFILL_0, PREFILL_1 = f"lane-0-prefill-0{ENGINE}", f"lane-1-prefill-0{ENGINE}"
 
@@ -70,7 +73,7 @@ def memory(fleet: RealFleet) -> dict[str, float]:
     return seen
 
 
-async def test_five_rounds_with_cancelled_requests_leave_no_block_key_booking_or_memory(
+async def test_five_rounds_with_cancelled_requests_leave_no_task_call_block_key_booking_or_memory(
     fleet: RealFleet, reference: Reference
 ) -> None:
     rng = Random(4)
@@ -80,6 +83,8 @@ async def test_five_rounds_with_cancelled_requests_leave_no_block_key_booking_or
         await meet_every_size(client)
         await client.idle(LEASE_SECONDS)
         keys = await asyncio.to_thread(redis_keys, fleet)
+        at_rest = await tasks_at_rest(fleet)
+        print("tasks at rest:", at_rest)
 
         async def limited(index: int) -> bool:
             async with limit:
@@ -90,6 +95,7 @@ async def test_five_rounds_with_cancelled_requests_leave_no_block_key_booking_or
             assert REQUESTS / 2 < sum(ended) < REQUESTS, f"{sum(ended)} of {REQUESTS} were let to their end"
             await client.idle(LEASE_SECONDS)
             await nothing_held(fleet, client)
+            await nothing_alive(fleet, at_rest)
             assert await asyncio.to_thread(redis_keys, fleet) == keys
             if number < 0:
                 continue
@@ -165,6 +171,30 @@ async def nothing_held(fleet: RealFleet, client: Client) -> None:
         if state.running_requests or state.waiting_requests or state.kv_blocks_used
     }:
         assert time.monotonic() < end, f"(running, waiting, blocks) in the signals: {held}"
+        await asyncio.sleep(0.1)
+
+
+def alive(fleet: RealFleet) -> tuple[dict[str, int], dict[str, int]]:
+    """The asyncio tasks and the open calls of router and workers; a call that a gRPC server is at is a task, too."""
+    tasks, calls = {}, {}
+    for name in ("router", *fleet.worker_files()):
+        page = {sample.name: int(sample.value) for sample in fleet.metrics(name) if sample.name.startswith(SHOWN)}
+        tasks[name] = page["streamserve_process_tasks"]
+        calls[name] = page[f"streamserve_{'router' if name == 'router' else 'worker'}_open_requests"]
+    return tasks, calls
+
+
+async def tasks_at_rest(fleet: RealFleet) -> dict[str, int]:
+    looks = [(await asyncio.to_thread(alive, fleet))[0] for _ in range(REST_LOOKS)]
+    return {name: min(look[name] for look in looks) for name in looks[0]}
+
+
+async def nothing_alive(fleet: RealFleet, at_rest: dict[str, int]) -> None:
+    """No call is open, and each process has come back to the number of tasks that it has at rest."""
+    nothing = dict.fromkeys(at_rest, 0)
+    end = time.monotonic() + SIGNALS_SECONDS
+    while (now := await asyncio.to_thread(alive, fleet)) != (at_rest, nothing):
+        assert time.monotonic() < end, f"(tasks, open calls) {now}, at rest {at_rest}"
         await asyncio.sleep(0.1)
 
 

@@ -13,6 +13,7 @@ from streamserve.contract.runtime_config import ConfigId
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.router import config as router_settings
 from streamserve.router.__main__ import Router
+from streamserve.runtime.metrics import HealthServer
 from streamserve.worker.monitor.metrics import Gauges, Metrics
 from streamserve.worker.pipeserve.engine import EngineSnapshot
 
@@ -22,9 +23,9 @@ ROW = re.compile(
 )
 
 
-def documented(component: str) -> dict[str, str]:
+def documented(*components: str) -> dict[str, str]:
     """Name -> type."""
-    return {row[1]: row[3] for row in ROW.finditer(PAGE.read_text()) if row[2] == component}
+    return {row[1]: row[3] for row in ROW.finditer(PAGE.read_text()) if row[2] in components}
 
 
 def exposed(registry: CollectorRegistry) -> dict[str, str]:
@@ -54,12 +55,18 @@ async def router_registry(tmp_path: Path) -> CollectorRegistry:
     return router._metrics.registry
 
 
+async def test_every_metric_of_any_process_is_on_the_page_and_no_other() -> None:
+    registry = CollectorRegistry()
+    HealthServer("127.0.0.1:0", registry=registry, live=lambda: None, ready=lambda: None)
+    assert documented("process") == exposed(registry)
+
+
 def test_every_metric_of_the_worker_is_on_the_page_and_no_other() -> None:
     assert documented("worker") == exposed(worker_registry())
 
 
 async def test_every_metric_of_the_router_is_on_the_page_and_no_other(tmp_path: Path) -> None:
-    assert documented("router") == exposed(await router_registry(tmp_path))
+    assert documented("router", "process") == exposed(await router_registry(tmp_path))
 
 
 def test_every_metric_of_the_operator_is_on_the_page_and_no_other() -> None:

@@ -146,6 +146,21 @@ async def test_health_server_answers_metrics_and_tells_why_it_is_not_ready() -> 
         await server.stop()
 
 
+async def test_a_task_shows_on_the_metrics_page_for_as_long_as_it_lives() -> None:
+    registry = CollectorRegistry()
+    HealthServer("127.0.0.1:0", registry=registry, live=lambda: None, ready=lambda: None)
+
+    def alive() -> float | None:
+        return registry.get_sample_value("streamserve_process_tasks")
+
+    assert alive() == 1.0, "the test itself"
+    task = asyncio.create_task(asyncio.sleep(60))
+    assert alive() == 2.0
+    task.cancel()
+    await asyncio.wait([task])
+    assert alive() == 1.0
+
+
 def _config(generation: int, step: int = 0, uid: str = "u") -> RuntimeConfig:
     return RuntimeConfig(id=ConfigId(uid=uid, generation=generation, step=step))
 
