@@ -5,12 +5,14 @@
 
 corrupt-drafts    every draft becomes a random token: nothing is accepted, the text stays right
 zero-draft-kv     a prefill engine forgets the drafter's keys and values before they can be pulled
+dear-target       each pass of a decode engine's target takes DEAR_SECONDS longer, whatever the depth
 broken-nixl       NIXL refuses every transfer that it is asked for
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -18,7 +20,9 @@ from typing import Any
 
 CORRUPT_DRAFTS = "corrupt-drafts"
 ZERO_DRAFT_KV = "zero-draft-kv"
+DEAR_TARGET = "dear-target"
 BROKEN_NIXL = "broken-nixl"
+DEAR_SECONDS = 0.08
 _FOLDER = "STREAMSERVE_TEST_FAULTS"
 
 
@@ -40,6 +44,7 @@ def register() -> None:
 
     _wrap(Scheduler, "update_draft_token_ids", _corrupting)
     _wrap(GPUModelRunner, "propose_draft_token_ids", _forgetting)
+    _wrap(GPUModelRunner, "_model_forward", _slowing)
     _wrap(NixlWrapper, "transfer", _refusing)
 
 
@@ -82,6 +87,15 @@ def _forgetting(original: Any) -> Any:
         return result
 
     return propose_draft_token_ids
+
+
+def _slowing(original: Any) -> Any:
+    def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _role(self) == "decode" and _on(DEAR_TARGET):
+            time.sleep(DEAR_SECONDS)
+        return original(self, *args, **kwargs)
+
+    return _model_forward
 
 
 def _refusing(original: Any) -> Any:

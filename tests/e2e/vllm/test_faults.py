@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine_faults import BROKEN_NIXL, CORRUPT_DRAFTS, ZERO_DRAFT_KV, install
+from engine_faults import BROKEN_NIXL, CORRUPT_DRAFTS, DEAR_TARGET, ZERO_DRAFT_KV, install
 from plain_reference import Expected, Reference
 from real_fleet import Answer, Client, Fleets, RealFleet
 from tiny_pair import TARGET, kv_bytes
@@ -21,13 +21,15 @@ from streamserve.runtime.status import from_rpc_error
 from streamserve.v1 import common_pb2, worker_pb2
 
 # A drafter that costs as much as the target brings k + 1 tokens for k + 1 forward passes and the overhead of one step:
-# each depth is better than the one before by ever less, and at 6 by too little to tell from noise in so few steps.
+# each depth is better than the one before by ever less. With an overhead of one pass 6 emits 2 % more per second than
+# 5, which is less than the law moves for; at 3 it shows, and at 6 where a pass of the target takes longer.
 MAX_DEPTH = 3
 BUILT_DEPTH, FIXED_DEPTH = 6, 4
 BLOCK_TOKENS = 128
 TOKENS = 120
 DECODE, PREFILL = "lane-0-decode-0", "lane-0-prefill-0"
 LEARN, WATCH, WINDOWS = 16, 6, 5
+FEW = 3
 SETTLED = 0.85
 MENDED_SECONDS = 20.0
 
@@ -55,7 +57,7 @@ def lane(
 @pytest.fixture(autouse=True)
 def all_off(switches: Path) -> Iterator[None]:
     yield
-    for name in (CORRUPT_DRAFTS, ZERO_DRAFT_KV, BROKEN_NIXL):
+    for name in (CORRUPT_DRAFTS, ZERO_DRAFT_KV, DEAR_TARGET, BROKEN_NIXL):
         (switches / name).unlink(missing_ok=True)
 
 
@@ -86,10 +88,10 @@ def acceptance(answers: list[Answer]) -> float:
     return sum(a.usage.accepted_tokens for a in answers) / max(1, sum(a.usage.drafted_tokens for a in answers))
 
 
-async def settled(fleet: RealFleet, reference: Reference, at: int) -> list[float]:
+async def settled(fleet: RealFleet, reference: Reference, at: int, learn: int = LEARN) -> list[float]:
     """Share of the decode steps at each depth, once most are at `at`, or when the law has had its time to learn: on a
     machine that others use too, what a step takes changes now and then, and is learnt anew."""
-    await run(fleet, reference.greedy[:LEARN])
+    await run(fleet, reference.greedy[:learn])
     for _ in range(WINDOWS):
         async with fleet.client() as client:
             before = (await client.states())[DECODE].depth_histogram
@@ -109,6 +111,19 @@ async def test_goodput_settles_at_the_deepest_where_the_drafter_is_the_target(
     await lane.edit_and_wait(speculation={"depth": {"min": 0, "max": MAX_DEPTH, "fixed": MAX_DEPTH}})
     shares = await settled(lane, reference, MAX_DEPTH)
     assert shares[MAX_DEPTH] >= SETTLED, shares
+
+
+async def test_goodput_settles_at_the_deepest_that_was_built_where_a_pass_of_the_target_is_dearer_than_a_draft(
+    lane: RealFleet, reference: Reference, switches: Path
+) -> None:
+    """The drafter is still the target itself, but the depth that pays is not a matter of one part in fifty."""
+    (switches / DEAR_TARGET).touch()
+    await lane.edit_and_wait(speculation={"depth": {"min": 0, "max": BUILT_DEPTH, "fixed": BUILT_DEPTH}})
+    try:
+        shares = await settled(lane, reference, BUILT_DEPTH, learn=FEW)
+    finally:
+        await lane.edit_and_wait(speculation={"depth": {"min": 0, "max": MAX_DEPTH, "fixed": MAX_DEPTH}})
+    assert shares[BUILT_DEPTH] >= SETTLED, shares
 
 
 async def test_goodput_settles_at_the_shallowest_where_no_draft_is_ever_right(
