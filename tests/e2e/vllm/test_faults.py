@@ -21,8 +21,8 @@ from streamserve.runtime.status import from_rpc_error
 from streamserve.v1 import common_pb2, worker_pb2
 
 # A drafter that costs as much as the target brings k + 1 tokens for k + 1 forward passes and the overhead of one step:
-# each depth is better than the one before by ever less. With an overhead of one pass 6 emits 2 % more per second than
-# 5, which is less than the law moves for; at 3 it shows, and at 6 where a pass of the target takes longer.
+# each depth is better than the one before by ever less. With an overhead of one to two passes 6 emits 2 to 4 % more per
+# second than 5, and the law moves for 3 %: at 3 it shows, and at 6 where a pass of the target takes longer.
 MAX_DEPTH = 3
 BUILT_DEPTH, FIXED_DEPTH = 6, 4
 BLOCK_TOKENS = 128
