@@ -35,12 +35,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """`detail` names the first field that differs, or which lane a new pod is of."""
+    """`detail` names the first field that differs, or which lane a new pod is of. `first`: a strategic merge patch that
+    goes before it, for what an apply cannot take out of a list."""
 
     manifest: Manifest = field(repr=False)
     reason: Reason
     detail: str = ""
     seed: Manifest | None = field(default=None, repr=False)
+    first: Manifest | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:

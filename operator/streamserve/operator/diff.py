@@ -20,7 +20,7 @@ from streamserve.contract import launch
 from streamserve.contract.lane_word import READY
 from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Reason, SetGate
-from streamserve.operator.compare import difference
+from streamserve.operator.compare import difference, to_replace
 from streamserve.operator.desired import Desired
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Observed, Owner, Pod
@@ -76,7 +76,7 @@ def _objects(desired: Desired, observed: Observed) -> Iterator[Action]:
         if child is None:
             yield Apply(made, Reason.MISSING, seed=desired.seeds.get(key))
         elif not child.leaving and (field := difference(made, child.live)):
-            yield Apply(made, Reason.CHANGED, field)
+            yield Apply(made, Reason.CHANGED, field, first=to_replace(made, child.live))
 
 
 def _gates(observed: Observed) -> Iterator[SetGate]:

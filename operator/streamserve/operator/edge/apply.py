@@ -3,7 +3,7 @@
     Apply, object not there    looked for by name first; what is found is no news to be overwritten but to be decided on
                                (`found`). Then applied unforced: a stranger that was faster keeps what it holds.
                                With a seed: made under the seed's manager, seed included, then taken over.
-    Apply, object there        server-side apply, forced
+    Apply, object there        server-side apply, forced. Ports that a hand has edited are replaced by a patch before it
     Rehearse                   server-side apply as a dry run. A full quota is no refusal, for a pod will leave first,
                                nor is a webhook that takes no dry runs
     Drain                      merge patch of two annotations, with the pod's uid
@@ -129,6 +129,8 @@ class Applier:
     async def _apply(self, namespace: str, action: Apply, shown: bool, result: Carried) -> bool:
         path = BY_KIND[action.kind].path(namespace, action.name)
         if shown:
+            if action.first is not None:
+                await self._api.send("PATCH", path, action.first, content=STRATEGIC)
             self._store.put(await self._api.apply(path, action.manifest))
             return True
         present = await self.look(namespace, (action.kind, action.name))
