@@ -93,37 +93,6 @@ def test_a_hot_edit_arrives_in_the_configmap_and_in_redis_and_touches_no_pod(
     assert {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"} == pods
 
 
-def test_children_that_somebody_deletes_or_edits_come_back_as_they_were(
-    bench: OperatorBench, operator: Process
-) -> None:
-    served(bench, operator)
-    before = bench.shape()
-    pod = next(name for kind, name in sorted(before) if kind == "Pod")
-    for kind, name in sorted(WHOLE | {("Pod", pod)}):
-        bench.remove(kind, name)
-    wait_until(lambda: bench.names() >= WHOLE | {("Pod", pod)}, seconds=30, what="everything is back")
-    bench.until("Ready", "True")
-    replicas = BY_KIND["Deployment"].path(bench.namespace, "llama-router")
-    bench.call("PATCH", replicas, {"spec": {"replicas": 7}}, MERGE)
-    unlabelled = BY_KIND["Service"].path(bench.namespace, "llama-decode")
-    bench.call("PATCH", unlabelled, {"metadata": {"labels": None}}, MERGE)
-    wait_until(lambda: bench.shape() == before, seconds=30, what="everything is as it was")
-
-
-def test_a_strangers_object_under_our_name_is_left_alone_and_told(bench: OperatorBench, operator: Process) -> None:
-    theirs = {"metadata": {"name": "llama-config"}, "data": {"theirs": "yes"}}
-    path = BY_KIND["ConfigMap"].path(bench.namespace)
-    assert bench.call("POST", path, theirs).ok
-    bench.create()
-    said = bench.until("Degraded", "True", reason="ForeignObject")
-    assert "ConfigMap llama-config" in said["message"]
-    bench.until_quiet(operator)
-    assert (bench.one("ConfigMap", "llama-config") or {})["data"] == {"theirs": "yes"}
-    assert not bench.all("Pod")
-    bench.remove("ConfigMap", "llama-config")
-    bench.until("Ready", "True")
-
-
 def without_rules(schema: Any) -> Any:
     """The CRD as it was before any rule between fields was written."""
     if isinstance(schema, dict):

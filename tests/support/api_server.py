@@ -21,6 +21,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class ApiServer:
     directory: Path
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = 0
+    calls: threading.Lock = field(default_factory=threading.Lock)
+    """For users in several threads: the connection is one."""
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _logs: list[IO[bytes]] = field(default_factory=list)
     _connection: http.client.HTTPSConnection | None = None

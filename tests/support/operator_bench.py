@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,6 @@ class OperatorBench:
         self.operators: dict[str, Process] = {}
         self.token = server.token
         self._kubeconfig = directory / "kubeconfig"
-        self._calls = threading.Lock()
         # False where the API server goes as well: thousands of deletes are minutes.
         self.tidies = True
 
@@ -99,12 +98,15 @@ class OperatorBench:
         *arguments: str,
         with_redis: bool = True,
         server: str = "",
+        everywhere: bool = False,
         within_seconds: float = START_SECONDS,
     ) -> Process:
-        """An operator, once it serves its health address. `server`: a URL in the place of the API server's own."""
+        """An operator, once it serves its health address. `server`: a URL in the place of the API server's own.
+        `everywhere`: it serves every namespace, and its Lease lies in this one."""
         ready = self.directory / f"{name}.ready.json"
         command = [
-            *(sys.executable, "-m", "streamserve.operator", "--namespace", self.namespace, "--die-with-parent"),
+            *(sys.executable, "-m", "streamserve.operator", "--die-with-parent"),
+            *("--lease-namespace" if everywhere else "--namespace", self.namespace),
             *("--worker-image", "worker:1", "--router-image", "router:1", "--metrics", "127.0.0.1:0"),
             *("--lease-seconds", f"{LEASE_SECONDS:g}", "--ready-file", str(ready)),
             *arguments,
@@ -158,14 +160,14 @@ class OperatorBench:
         """As any client has to: asked to come back (a CRD that was replaced is served anew), it does."""
         end = time.monotonic() + TOO_MANY_SECONDS
         while True:
-            with self._calls:
+            with self.server.calls:
                 answer = self.server.call(method, path, body, content)
             if answer.status != 429 or time.monotonic() > end:
                 return answer
             time.sleep(0.1)
 
     def install(self, definition: Body) -> None:
-        with self._calls:
+        with self.server.calls:
             self.server.install(definition)
 
     def create(self, edits: Mapping[str, Any] | None = None, name: str = PAIR) -> Body:
@@ -237,12 +239,19 @@ class OperatorBench:
         )
         return condition
 
-    def until_quiet(self, operator: Process, *, seconds: float = 30.0, quiet_seconds: float = 1.5) -> None:
-        """Until the operator has not written anything for a while."""
+    def until_quiet(
+        self,
+        operator: Process,
+        *,
+        seconds: float = 30.0,
+        quiet_seconds: float = 1.5,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Until the operator has not written anything for a while. `others`: what else has to stand still."""
         end, last, since = time.monotonic() + seconds, -1.0, time.monotonic()
         while time.monotonic() - since < quiet_seconds:
             assert time.monotonic() < end, f"it never rests:\n{operator.log[-3000:]}"
-            if (now := self.writes(operator)) != last:
+            if (now := self.writes(operator) + others()) != last:
                 last, since = now, time.monotonic()
             time.sleep(0.1)
 
@@ -400,7 +409,9 @@ class Kubelet:
 
 
 def _place(pod: Body) -> tuple[str, int, str, str] | None:
-    """(pair, lane, role, revision) of a worker's pod."""
+    """(pair, lane, role, revision) of a worker's pod, by its labels. None also for another owner's."""
+    if any(each["kind"] != "StreamPair" for each in pod["metadata"].get("ownerReferences", ())):
+        return None
     pair = pod["metadata"].get("labels", {}).get(naming.PAIR, "")
     place = naming.place_of(pair, pod["metadata"]["name"]) if pair else None
     return None if place is None else (pair, place[0], place[1].role, place[2])
@@ -409,7 +420,7 @@ def _place(pod: Body) -> tuple[str, int, str, str] | None:
 def _shape(body: Body, uid: str) -> Body:
     """`uid` is the pair's: another one of the same name and spec has another."""
     body = json.loads(json.dumps(body).replace(uid, "THE-PAIR")) if uid else body
-    metadata = {key: body["metadata"].get(key) for key in ("name", "labels", "annotations")}
+    metadata = {key: body["metadata"].get(key) for key in ("name", "labels", "annotations", "ownerReferences")}
     spec = json.dumps(body.get("spec", {}), sort_keys=True)
     spec = re.sub(r'"clusterIPs?": ("[^"]*"|\["[^"]*"\]),? ?', "", spec)
     return {"metadata": metadata, "spec": spec, "data": body.get("data")}

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.support.fault_proxy import FaultProxy
-from tests.support.operator_bench import PAIR, Body, OperatorBench
+from tests.support.operator_bench import CHILDREN, PAIR, Body, OperatorBench
 from tests.support.processes import Process, wait_until
 
 from streamserve.operator import naming
 
 SETTLE_SECONDS: Final = 120.0
 HOT: Final[Body] = {"speculation": {"depth": {"max": 2}}}
+EXTERNAL: Final[Body] = {"prefill": {"replicas": 1, "scaling": {"mode": "External"}}}
 COLD: Final[Body] = {"engine": {"kind": "Simulator", "args": {"max-num-seqs": "7"}}}
 
 
@@ -30,6 +31,9 @@ class Scenario:
 
 SCENARIOS: Final = (
     Scenario("create", lambda bench: bench.create(), exists=False),
+    # Every kind of child: one that is scaled from outside has a StreamPairScaler too.
+    Scenario("create-scaled", lambda bench: bench.create(EXTERNAL), exists=False),
+    Scenario("create-vllm", lambda bench: bench.create({**EXTERNAL, "engine": {"kind": "Vllm"}}), exists=False),
     Scenario("hot-edit", lambda bench: bench.edit(HOT), untouched=(0, 1)),
     Scenario("rollout", lambda bench: bench.edit(COLD)),
     Scenario("scale-up", lambda bench: bench.edit({"lanes": 3}), untouched=(0, 1)),
@@ -71,11 +75,27 @@ class Stage:
             wait_until(self._all_of_one_revision, seconds=SETTLE_SECONDS, what="every pod is of the present revision")
         else:
             wait_until(lambda: not self.bench.names(), seconds=SETTLE_SECONDS, what="nothing is left")
-        self.bench.until_quiet(self.operators[-1], seconds=60)
+        self.rest()
         return self.shape()
 
+    def rest(self) -> None:
+        """Wait until no operator writes: the last one by its own word, all of them by the proxy's."""
+        self.bench.until_quiet(self.operators[-1], seconds=60, others=lambda: len(self.proxy.writes))
+
     def shape(self) -> dict[tuple[str, str], Body]:
-        return {name: body for name, body in self.bench.shape().items() if name in self.bench.names()}
+        """Everything in the namespace but what is leaving: also an object of ours that has lost its labels."""
+        shape = self.bench.shape()
+        bodies = [body for kind in CHILDREN for body in self.bench.all(kind)]
+        stays = {naming.key_of(body) for body in bodies if "deletionTimestamp" not in body["metadata"]}
+        return {key: body for key, body in shape.items() if key in stays}
+
+    def until_shape(self, wanted: dict[tuple[str, str], Body], *, seconds: float = 60.0) -> None:
+        def differ() -> str:
+            found = self.shape()
+            pairs = [(key, found.get(key), wanted.get(key)) for key in sorted({*found, *wanted})]
+            return "\n".join(f"{key}\n  {one}\n  wanted {other}" for key, one, other in pairs if one != other)
+
+        wait_until(lambda: self.shape() == wanted, seconds=seconds, what="everything is as it was", explain=differ)
 
     def uids(self, lanes: tuple[int, ...]) -> dict[int, set[str]]:
         """The pods of lanes, by uid, those that are asked to leave left out: they are not untouched."""
