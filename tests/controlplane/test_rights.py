@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from tests.support.api_server import ApiServer
 from tests.support.fault_proxy import Answered, FaultProxy
 from tests.support.leaves import DAY, Signer, secret
 from tests.support.operator_bench import PAIR, Body, OperatorBench
@@ -32,6 +34,7 @@ OWN_LEASE: set[Right] = {(LEASE.group, LEASE.plural, verb) for verb in ("create"
 # Asked for inside the API server, by an admission plugin that is off by default.
 UNSEEN: set[Right] = {("streamserve.io", "streampairs/finalizers", "update")}
 NAME = "operator"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 HELD = f"{PAIR}-decode-1"
 MISSING = 'MountVolume.SetUp failed for volume "tls" : secret "own-tls" not found'
 EXTERNAL: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "External"}}}
@@ -41,28 +44,53 @@ ALONE: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "Fixed"}}}
 @pytest.fixture
 def limited(bench: OperatorBench) -> OperatorBench:
     """Its operators are a ServiceAccount that has exactly these rights, in its namespace."""
-    core, rbac = f"/api/v1/namespaces/{bench.namespace}", "/apis/rbac.authorization.k8s.io/v1/namespaces"
-    rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(TABLE | OWN_LEASE)]
-    rules += [
+    by_name = [
         {"apiGroups": [g], "resources": [r], "verbs": [v], "resourceNames": [name]}
         for (g, r, v), name in sorted(BY_NAME)
     ]
+    become_account(bench)
+    grant(bench, rules_of(TABLE | OWN_LEASE) + by_name)
+    return bench
+
+
+@pytest.fixture
+def second(server: ApiServer, bench: OperatorBench, tmp_path: Path) -> Iterator[OperatorBench]:
+    """Another namespace with a kubelet of its own, and with the first one's Redis."""
+    directory = tmp_path / "second"
+    directory.mkdir()
+    with OperatorBench(server, directory, f"{bench.namespace}-second") as second:
+        second.redis.kill()
+        second.redis = bench.redis
+        second.kubelet.start()
+        yield second
+
+
+def become_account(bench: OperatorBench) -> None:
+    accounts = f"/api/v1/namespaces/{bench.namespace}/serviceaccounts"
+    answer = bench.call("POST", accounts, {"metadata": {"name": NAME}})
+    assert answer.ok, answer.body
+    answer = bench.call("POST", f"{accounts}/{NAME}/token", {"spec": {"expirationSeconds": 3600}})
+    assert answer.ok, answer.body
+    bench.token = answer.body["status"]["token"]
+
+
+def rules_of(rights: set[Right]) -> list[Body]:
+    return [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(rights)]
+
+
+def grant(bench: OperatorBench, rules: list[Body], *, everywhere: bool = False) -> None:
+    """To the account of this bench: a Role in its namespace, or a ClusterRole."""
+    place = RBAC if everywhere else f"{RBAC}/namespaces/{bench.namespace}"
+    kind, name = ("ClusterRole", bench.namespace) if everywhere else ("Role", NAME)
     subject = {"kind": "ServiceAccount", "name": NAME, "namespace": bench.namespace}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NAME}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+    metadata = {"name": name}
     for path, body in (
-        (f"{core}/serviceaccounts", {"metadata": {"name": NAME}}),
-        (f"{rbac}/{bench.namespace}/roles", {"metadata": {"name": NAME}, "rules": rules}),
-        (
-            f"{rbac}/{bench.namespace}/rolebindings",
-            {"metadata": {"name": NAME}, "subjects": [subject], "roleRef": role},
-        ),
+        (f"{place}/{kind.lower()}s", {"metadata": metadata, "rules": rules}),
+        (f"{place}/{kind.lower()}bindings", {"metadata": metadata, "subjects": [subject], "roleRef": role}),
     ):
         answer = bench.call("POST", path, body)
         assert answer.ok, answer.body
-    answer = bench.call("POST", f"{core}/serviceaccounts/{NAME}/token", {"spec": {"expirationSeconds": 3600}})
-    assert answer.ok, answer.body
-    bench.token = answer.body["status"]["token"]
-    return bench
 
 
 def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) -> None:
@@ -93,6 +121,40 @@ def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) ->
     place = SECRET.path(limited.namespace)
     secrets = {each for each in proxy.answered if each.path.startswith(place)}
     assert {(right, each.path.removeprefix(f"{place}/")) for each in secrets for right in rights_of(each)} == BY_NAME
+
+
+def test_with_a_cluster_role_every_namespace_is_served_and_one_pair_goes_without_the_other(
+    bench: OperatorBench, second: OperatorBench
+) -> None:
+    become_account(bench)
+    grant(bench, rules_of(TABLE), everywhere=True)
+    grant(bench, rules_of(OWN_LEASE))
+    with FaultProxy(bench.server) as proxy:
+        operator = bench.start(NAME, everywhere=True, server=proxy.url)
+        for each in (bench, second):
+            each.create()
+        for each in (bench, second):
+            each.until("Ready", "True")
+            each.until("ConfigApplied", "True")
+        bench.until_quiet(operator)
+        made = [
+            sorted(name.removesuffix(name[-10:]) if kind == "Pod" else name for kind, name in each.names())
+            for each in (bench, second)
+        ]
+        assert made[0] == made[1], "but for the pods' revision, which knows the namespace"
+        before = second.versions()
+        bench.remove("StreamPair", PAIR)
+        wait_until(lambda: not bench.names(), seconds=30, what="nothing is left of the first")
+        bench.until_quiet(operator)
+        assert second.versions() == before, "nothing of the second was written"
+        second.edit({"lanes": 1})
+        second.until("Ready", "True")
+        assert operator.terminate() == 0
+    assert {answered for answered in proxy.answered if answered.status == 403} == set()
+    assert {right for answered in proxy.answered for right in rights_of(answered)} <= TABLE | OWN_LEASE
+    watched = {answered.path for answered in proxy.answered if answered.watch}
+    assert len(watched) == len(BY_KIND)
+    assert not any("/namespaces/" in path for path in watched), "one watch of each kind, not one for each namespace"
 
 
 def _say_what_is_missing(bench: OperatorBench) -> None:
