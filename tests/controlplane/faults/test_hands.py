@@ -84,8 +84,8 @@ def test_children_that_somebody_edits_become_as_they_were(
         edited = [change(stage, kind, edit) for kind, edit in zip(kinds, edits, strict=True) if edit is not None]
         assert edited
         stage.until_shape(wanted)
-        assert stage.settle(remains=True) == wanted
-        assert stage.uids((0, 1)) == before
+    assert stage.settle(remains=True) == wanted
+    assert stage.uids((0, 1)) == before
 
 
 def at_rest(stage: Stage, undisturbed: Undisturbed) -> dict[tuple[str, str], Body]:

@@ -16,12 +16,9 @@ SAMPLED = ("scale-down", 0)
 FROZEN = [(name, k) for name in NAMES for k in (0, 3) if (name, k) != ("delete", 3)]
 
 
-def others_only_when_all(sample: str) -> list[object]:
-    """Every scenario; all but one of them only with `--everything`."""
-    return [pytest.param(name, marks=() if name == sample else pytest.mark.everything) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", others_only_when_all("scale-down"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "scale-down" else pytest.mark.everything) for name in NAMES]
+)
 def test_of_two_operators_one_writes_and_the_other_takes_over_when_it_stops(
     name: str, stage: Stage, undisturbed: Undisturbed
 ) -> None:
@@ -80,7 +77,8 @@ def test_a_leader_that_was_frozen_past_its_lease_writes_nothing_when_it_goes_on(
     assert bench.get(one, "/healthz") == (200, "ok\n"), "it stands by"
 
 
-@pytest.mark.parametrize("name", others_only_when_all("scale-down"))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.everything
 def test_two_installations_that_serve_one_namespace_both_lead_and_agree(
     name: str, stage: Stage, undisturbed: Undisturbed
 ) -> None:

@@ -46,13 +46,8 @@ def test_redis_away_during_an_edit_stops_nothing_and_redis_restarted_empty_is_fi
     assert stage.uids(scenario.untouched) == before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "scale-up" else pytest.mark.everything)
-        for name in ("create", "hot-edit", "rollout", "scale-up", "scale-down")
-    ],
-)
+@pytest.mark.parametrize("name", ["create", "hot-edit", "rollout", "scale-up", "scale-down"])
+@pytest.mark.everything
 def test_a_redis_that_comes_back_empty_amid_a_change_has_users_and_the_configuration_again(
     name: str, stage: Stage, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -59,10 +59,8 @@ def test_a_strangers_object_under_our_name_is_left_alone_and_told(
     assert stage.settle(remains=True) == wanted
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=() if kind == "Deployment" else pytest.mark.everything) for kind in CHILDREN],
-)
+@pytest.mark.parametrize("kind", CHILDREN)
+@pytest.mark.everything
 def test_a_strangers_object_in_the_place_of_ours_touches_no_pod_of_a_healthy_lane(
     kind: str, stage: Stage, undisturbed: Undisturbed
 ) -> None:

@@ -23,7 +23,9 @@ TAKEN_OVER = {
 }
 
 
-@pytest.mark.parametrize("left", TAKEN_OVER)
+@pytest.mark.parametrize(
+    "left", [pytest.param(left, marks=pytest.mark.everything if "simulator" in left else ()) for left in TAKEN_OVER]
+)
 def test_what_an_older_operator_left_is_taken_over(left: str, stage: Stage, undisturbed: Undisturbed) -> None:
     """A pod that is rendered as it was stays; the others are replaced by the normal rollout, lane by lane."""
     name, _ = TAKEN_OVER[left]
@@ -84,6 +86,7 @@ def _strip(schema: object, field: str) -> None:
             _strip(each, field)
 
 
+@pytest.mark.everything
 def test_a_crd_that_is_upgraded_under_a_running_operator_brings_its_field_and_touches_no_pod(
     stage: Stage, undisturbed: Undisturbed
 ) -> None:
