@@ -3,7 +3,8 @@
 Wraps any Engine and measures at the seam, so whatever lies between the server and the GPU is in the numbers:
 
     prefill     time of a step that computes prompts, by their tokens, alone or beside others (`prompt_steps.py`)
-    step        time between two chunks of a stream, by (running requests, depth), both unchanged meanwhile
+    step        time between two chunks of a stream, by (running requests, depth). Steps in which a request came or went
+                count as of the bigger batch: they are the slow ones, and an answer takes them too
     transfer    time to the first chunk of a pulled request, by bytes moved, less what the simulator adds by itself: the
                 step that computes the first token, and among other requests one more, half of it on average until
                 the pull is scheduled, and half until a step ends after which it is seen to have come
@@ -160,8 +161,8 @@ class Recorder:
                 load = (max(snapshot.running_requests, 1), snapshot.depth)
                 if chunk.first_token_index == 0:
                     first_seconds, first_load = now - began, load
-                elif load == before and chunk.outcome is None and snapshot.waiting_requests == 0:
-                    self._steps.add(load, now - last)
+                elif before is not None and load[1] == before[1]:
+                    self._steps.add(max(load, before), now - last)
                 if chunk.outcome is not None and kv_handle and chunk.outcome.kv_transfer_bytes:
                     self._transferred(chunk.outcome.kv_transfer_bytes, first_seconds, first_load)
                 last, before = now, load
