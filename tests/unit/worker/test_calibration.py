@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, Specula
 from streamserve.contract.sampling import Sampling
 from streamserve.runtime.errors import SetupError
 from streamserve.worker.pipeserve import calibration, simulator
-from streamserve.worker.pipeserve.engine import Job, TokenPrompt
+from streamserve.worker.pipeserve.engine import Chunk, EngineSnapshot, Job, TokenPrompt
 from streamserve.worker.pipeserve.recorder import Recorder, Steps, conditional_acceptance, trend
 
 KNOWN = replace(
@@ -234,3 +236,32 @@ async def test_prompts_that_are_computed_beside_others_are_recorded_too(tmp_path
     recorded, true = calibration.load(file), calibration.load(replayed)
     for tokens in (120, 450):
         assert recorded.prefill_seconds(tokens) == pytest.approx(true.prefill_seconds(tokens), rel=0.15)
+
+
+class Stepping:
+    """An engine of which one answer is followed: (seconds, requests that run afterwards) by step."""
+
+    def __init__(self, steps: list[tuple[float, int]]) -> None:
+        self._steps = steps
+        self._running = 0
+
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(alive=True, running_requests=self._running, waiting_requests=1, depth=0)
+
+    async def generate(self, job: Job, **_: object) -> AsyncIterator[Chunk]:
+        for index, (seconds, running) in enumerate(self._steps):
+            await asyncio.sleep(seconds)
+            self._running = running
+            yield Chunk(first_token_index=index, token_ids=(7,))
+
+
+async def test_a_step_in_which_a_request_came_or_went_counts_as_one_of_the_bigger_batch(tmp_path: Path) -> None:
+    """Twenty milliseconds alone, sixty when one comes, forty beside it, eighty when it goes."""
+    once = [(0.06, 2), (0.04, 2), (0.08, 1), (0.02, 1)]
+    engine: Any = Stepping([(0.001, 1), *once * 4])
+    recorder = Recorder(engine, tmp_path / "recorded.json")
+    job = Job(request_id="a", prompt=TokenPrompt(range(300, 310)), sampling=Sampling(max_tokens=40))
+    async for _ in recorder.generate(job):
+        pass
+    assert recorder._steps.mean((1, 0)) == pytest.approx(0.02, abs=0.008)
+    assert recorder._steps.mean((2, 0)) == pytest.approx(0.06, abs=0.008)
