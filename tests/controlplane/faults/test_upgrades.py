@@ -18,8 +18,8 @@ from streamserve.operator.edge.resources import BY_KIND
 
 LANES = 2
 TAKEN_OVER = {
-    "df531ae-simulator": ("create-scaled", "its pods are rendered as they were"),
-    "df531ae-vllm": ("create-vllm", "its pods have one variable fewer"),
+    "df531ae-simulator": "create-scaled",  # its pods are rendered as they were
+    "df531ae-vllm": "create-vllm",  # its pods have one variable fewer
 }
 
 
@@ -28,8 +28,7 @@ TAKEN_OVER = {
 )
 def test_what_an_older_operator_left_is_taken_over(left: str, stage: Stage, undisturbed: Undisturbed) -> None:
     """A pod that is rendered as it was stays; the others are replaced by the normal rollout, lane by lane."""
-    name, _ = TAKEN_OVER[left]
-    wanted, _ = undisturbed.of(name, stage)
+    wanted, _ = undisturbed.of(TAKEN_OVER[left], stage)
     planted = older_operator.plant(stage.bench, left)
     pods = {body["metadata"]["name"] for body in planted if body["kind"] == "Pod"}
     before = stage.uids(tuple(range(LANES)))

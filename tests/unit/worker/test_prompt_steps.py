@@ -42,12 +42,12 @@ def test_steps_told_from_the_ends_of_calls(calls: list[Call], steps: list[tuple[
 def test_of_a_step_with_one_that_was_cancelled_or_cached_nothing_is_told() -> None:
     found: list[tuple[int, float]] = []
     told = PromptSteps(lambda tokens, seconds: found.append((tokens, seconds)))
+    told.ended(40, 0.0, 0.1)
     told.ended(100, 1.0, 1.1)
-    told.unclear()  # cached, and ends with it
+    told.unclear(1.1)  # cached, and ends with it; the step before is told of
     told.ended(50, 2.0, 2.1)
-    told.close()
-    told.unclear()  # cancelled before the step ended that it was in
+    told.unclear(3.05)  # cancelled before the step ended that it was in
     told.ended(70, 3.0, 3.1)
     told.ended(80, 3.05, 3.3)
     told.close()
-    assert found == [(50, pytest.approx(0.1)), (80, pytest.approx(0.2))]
+    assert found == [(40, pytest.approx(0.1)), (50, pytest.approx(0.1)), (80, pytest.approx(0.2))]

@@ -34,9 +34,11 @@ class PromptSteps:
         self._tokens += tokens
         self._ended = now
 
-    def unclear(self) -> None:
+    def unclear(self, now: float) -> None:
         """One ended of which nobody knows what was computed of it and when: cancelled, failed, or cached in part. The
-        step that now ends, or the next one to end, is not told of."""
+        step that ends now is not told of; where none does, the next."""
+        if now - self._ended > TOGETHER_FRACTION * self._seconds:
+            self.close()
         self._unclear = True
 
     def close(self) -> None:

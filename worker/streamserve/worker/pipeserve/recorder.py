@@ -140,11 +140,12 @@ class Recorder:
         try:
             done = await self._engine.prefill(job)
         except BaseException:
-            self._prompt_steps.unclear()
+            self._prompt_steps.unclear(time.perf_counter())
             raise
+        now = time.perf_counter()
+        self._prompt_steps.ended(len(done.prompt_token_ids), began, now)
         if done.cached_prompt_tokens:
-            self._prompt_steps.unclear()
-        self._prompt_steps.ended(len(done.prompt_token_ids), began, time.perf_counter())
+            self._prompt_steps.unclear(now)
         return done
 
     async def generate(
