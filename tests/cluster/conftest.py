@@ -5,7 +5,6 @@ A story that was interrupted goes on where it stopped, on the same commit and cl
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -15,11 +14,11 @@ import time
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from tests.cluster.resume import Notes
 from tests.cluster.support import CLUSTER, ROOT, Cluster, run
+from tests.support.hack_modules import cluster_module
 
 UP_SECONDS = 3_000
 TIMES: dict[str, float] = {}
@@ -35,23 +34,11 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     TIMES["cluster_up"] = round(time.monotonic() - began, 1)
     if NOTES in request.config.stash:
         request.config.stash[NOTES].of = _same_story()
-    build, layout = module("cluster/build.py"), module("cluster/layout.py")
+    build, layout = cluster_module("build"), cluster_module("layout")
     helm = subprocess.run(
         [sys.executable, str(ROOT / "hack" / "helm" / "build.py")], check=True, capture_output=True, text=True
     )
     return Cluster(build.KUBERNETES.binary(), layout.KUBECONFIG, Path(helm.stdout.strip()))
-
-
-def module(path: str) -> ModuleType:
-    """A module of hack/, which is no package."""
-    file = ROOT / "hack" / path
-    spec = importlib.util.spec_from_file_location(f"hack_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made
-    spec.loader.exec_module(made)
-    return made
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _same_story() -> tuple[str, ...]:
     """The commit and the cluster that runs; empty where one of them cannot be told apart from another."""
-    layout, build = module("cluster/layout.py"), module("cluster/build.py")
+    layout, build = cluster_module("layout"), cluster_module("build")
     ask = ("get", "namespace", "kube-system", "-o=jsonpath={.metadata.uid}", "--request-timeout=5s")
     if not layout.KUBECONFIG.exists() or (commit := _commit()).endswith("-dirty"):
         return ()
