@@ -4,7 +4,6 @@ PYTHON ?=
 BIN := .venv/bin
 ARGS ?=
 BENCH ?= run router_cpu first_token
-TIERS := tests/unit tests/contract tests/controlplane tests/e2e
 ENGINE_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
@@ -26,8 +25,7 @@ up: env ## Start everything locally and stay up until Ctrl-C (ARGS="--engine Sim
 	$(BIN)/streamserve up -f examples/local/streampair.yaml $(ARGS)
 
 test: env ## Every test: unit, contract, on a real API server (built the first time; cached), with real engines
-	$(BIN)/python hack/cluster/build.py
-	$(ENGINE_ENVIRONMENT) $(BIN)/python -m pytest $(TIERS) $(ARGS)
+	$(ENGINE_ENVIRONMENT) $(BIN)/python hack/test.py $(ARGS)
 
 test-unit: env ## The fast tests only: under a minute, no engine
 	$(BIN)/python -m pytest tests/unit --timeout=60 $(ARGS)

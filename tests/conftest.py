@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import signal
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -13,4 +14,10 @@ if settings.default is not None and settings.default.deadline is not None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end (by a time limit, by CI) ends as with Ctrl-C: what fixtures started, they stop."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    # Told again, by who told the whole process group, it goes on giving back.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -14,6 +14,8 @@ import time, pathlib, pytest
 def held():
     pathlib.Path("begun").touch()
     yield
+    pathlib.Path("giving back").touch()
+    time.sleep(1.0)
     pathlib.Path("given back").touch()
 
 def test_that_lasts(held):
@@ -22,7 +24,7 @@ def test_that_lasts(held):
 LIMIT_SECONDS = 30
 
 
-def test_sigterm_lets_fixtures_give_back_what_they_hold(tmp_path: Path) -> None:
+def test_sigterm_once_or_twice_lets_fixtures_give_back_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "test_held.py").write_text(HELD)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest"]
     with subprocess.Popen(
@@ -33,10 +35,11 @@ def test_sigterm_lets_fixtures_give_back_what_they_hold(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     ) as child:
-        end = time.monotonic() + LIMIT_SECONDS
-        while not (tmp_path / "begun").exists() and child.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        child.send_signal(signal.SIGTERM)
+        for stage in ("begun", "giving back"):
+            end = time.monotonic() + LIMIT_SECONDS
+            while not (tmp_path / stage).exists() and child.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+            child.send_signal(signal.SIGTERM)
         said, _ = child.communicate(timeout=LIMIT_SECONDS)
     assert (tmp_path / "given back").exists(), said
     assert child.returncode == 2, said
