@@ -2,6 +2,7 @@
 
     streamserve/operator, /router, /worker:…-simulator     as `make images` builds them, on base.sh's base
     streamserve/redis:7, /prometheus:2                     Debian's, for tests
+    streamserve/client:1                                   the router's, for its command line, and Debian's curl
     streamserve/pause:1                                    holds a pod's namespaces
 
 Each is an archive in dist/images, built anew when what it is made of has changed.
@@ -24,6 +25,7 @@ BASE = "local/python-base:1"
 OURS = ("operator", "router", "worker-simulator")
 REDIS_IMAGE = "streamserve/redis:7"
 PROMETHEUS_IMAGE = "streamserve/prometheus:2"
+CLIENT_IMAGE = "streamserve/client:1"
 BUILD_SECONDS = 1800.0
 
 
@@ -36,7 +38,9 @@ def archives() -> list[Path]:
     ours = [_kept(name, made_of, _ours) for name in OURS]
     redis = _kept("redis", [base.with_suffix(".key"), ROOT / "hack" / "redis.sh"], _redis)
     prometheus = _kept("prometheus", [base.with_suffix(".key"), ROOT / "hack" / "promtool.sh"], _prometheus)
-    return [pause, redis, prometheus, *ours]
+    router = OUT / "router.key"
+    client = _kept("client", [base.with_suffix(".key"), router, ROOT / "hack" / "curl.sh"], _client)
+    return [pause, redis, prometheus, *ours, client]
 
 
 def _kept(name: str, made_of: Iterable[Path], build: Callable[[str], None]) -> Path:
@@ -94,6 +98,15 @@ def _prometheus(name: str) -> None:
     _buildah("copy", "--quiet", container, str(tool.with_name("prometheus")), "/usr/bin/prometheus")
     _buildah("config", "--user", "65532:65532", "--cmd", '["prometheus"]', container)
     _finish(container, PROMETHEUS_IMAGE, name)
+
+
+def _client(name: str) -> None:
+    """On the archive of the router's image: the store of images may be another checkout's."""
+    unpacked = Path(call("sh", str(ROOT / "hack" / "curl.sh"), seconds=600).strip())
+    container = _buildah("from", f"docker-archive:{OUT / 'router.tar'}")
+    for part in ("usr/bin", "usr/lib"):
+        _buildah("copy", "--quiet", container, str(unpacked / part), f"/{part}")
+    _finish(container, CLIENT_IMAGE, name)
 
 
 def _finish(container: str, image: str, name: str) -> None:

@@ -1,6 +1,5 @@
 """What runs in the client's pod, and what came of it.
 
-HTTP       one request to the OpenAI front, with a certificate, a token or nothing
 TOKEN      one request to the gRPC port for tokens
 REACH      which of some addresses take a connection
 LOOP       one request after another, each from a process of its own: Traffic
@@ -12,24 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-HTTP = """
-import json, ssl, sys, urllib.error, urllib.request
-url, tls, shown = sys.argv[1:]
-context = ssl.create_default_context(cafile=f"{tls}/ca.crt")
-headers = {"Content-Type": "application/json"}
-if shown == "certificate":
-    context.load_cert_chain(f"{tls}/tls.crt", f"{tls}/tls.key")
-elif shown == "token":
-    headers["Authorization"] = "Bearer " + sys.stdin.read()
-body = {"model": "llama", "max_tokens": 8, "messages": [{"role": "user", "content": "What is a tide?"}]}
-request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-try:
-    print(urllib.request.urlopen(request, timeout=30, context=context).read().decode())
-except urllib.error.HTTPError as error:
-    print(json.dumps({"status": error.code}))
-"""
-
 
 # The token is what standard input holds; nothing: none is sent.
 TOKEN = """

@@ -149,10 +149,12 @@ class Cluster:
         return [json.loads(line) for line in text.splitlines()]
 
     @contextmanager
-    def streams(self, users: int = 4, max_tokens: int = 512, pause_seconds: float = 0.05) -> Iterator[Streams]:
+    def streams(
+        self, users: int = 4, max_tokens: int = 512, pause_seconds: float = 0.05, pair: str = PAIR
+    ) -> Iterator[Streams]:
         """Answers of so many tokens over so many connections at once, from the client's pod, while the block lasts."""
         own = [str(self.kubernetes), "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}"]
-        target = f"{PAIR}-router.{NAMESPACE}.svc:50051"
+        target = f"{pair}-router.{NAMESPACE}.svc:50051"
         given = (target, TLS, str(users), str(max_tokens), str(pause_seconds), str(TRAFFIC_SECONDS))
         command = [*own, "exec", "--stdin", CLIENT, "--", "python3", "-c", client.STREAMS, *given]
         streams = Streams()

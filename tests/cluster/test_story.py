@@ -6,6 +6,7 @@ import base64
 import json
 import sysconfig
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,22 +80,40 @@ def test_a_stream_pair_becomes_ready_and_serves_from_both_lanes(cluster: Cluster
 def test_the_openai_front_answers_through_the_service(cluster: Cluster) -> None:
     secret = cluster.get("secret", "streamserve-tokens")["data"]["default"]
     token = base64.b64decode(secret).decode()
-    for shown in ("certificate", "token"):
-        answer = _over_http(cluster, shown, token)
-        assert answer["choices"][0]["message"]["content"], shown
+    certificate = ("--cert", f"{TLS}/tls.crt", "--key", f"{TLS}/tls.key")
+    for shown in ({"options": certificate}, {"token": token}):
+        status, text = _by_curl(cluster, **shown)
+        assert status == 200, text
+        answer = json.loads(text)
+        assert answer["choices"][0]["message"]["content"]
         assert answer["usage"]["completion_tokens"] == 8
-    assert _over_http(cluster, "nothing", "") == {"status": 401}
-    assert _over_http(cluster, "token", token + "s") == {"status": 401}
+    status, text = _by_curl(cluster, token=token, stream=True)
+    *events, last = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert (status, last) == (200, "[DONE]")
+    assert len(events) > 1
+    assert "".join(choice["delta"].get("content", "") for event in events for choice in json.loads(event)["choices"])
+    for refused in ("", token + "s"):
+        status, text = _by_curl(cluster, token=refused)
+        assert status == 401
+        assert json.loads(text)["error"]["message"]
     assert _over_grpc(cluster, token) == {"tokens": 8}
     for refused in ("", token + "s"):
         assert _over_grpc(cluster, refused) == {"code": "UNAUTHENTICATED"}
 
 
-def _over_http(cluster: Cluster, shown: str, token: str) -> Body:
+def _by_curl(
+    cluster: Cluster, *, options: Sequence[str] = (), token: str = "", stream: bool = False
+) -> tuple[int, str]:
+    """(status, body). The token goes over standard input: what is in argv every process of the pod can read."""
+    body = {"model": "llama", "max_tokens": 8, "stream": stream}
+    body["messages"] = [{"role": "user", "content": "What is a tide?"}]
+    shown = ("--header", "@-") if token else ()
+    words = ("curl", "--silent", "--show-error", "--max-time", "30", "--cacert", f"{TLS}/ca.crt", *options, *shown)
     url = f"https://{PAIR}-router.{NAMESPACE}.svc:8000/v1/chat/completions"
-    words = ("exec", "--stdin", CLIENT, "--", "python3", "-c", client.HTTP, url, TLS, shown)
-    answer: Body = json.loads(cluster.kubectl(*words, given=token))
-    return answer
+    words += ("--write-out", r"\n%{http_code}", "--json", json.dumps(body), url)
+    said = cluster.kubectl("exec", "--stdin", CLIENT, "--", *words, given=f"Authorization: Bearer {token}")
+    text, _, status = said.rpartition("\n")
+    return int(status), text
 
 
 def _over_grpc(cluster: Cluster, token: str) -> Body:
@@ -377,16 +396,23 @@ def test_an_hpa_on_an_external_metric_drives_a_role_and_the_ratio_bounds_it(
     cluster.kubectl("wait", "--for=condition=Ready", "streampair/auto", "--timeout=120s", seconds=130)
     cluster.kubectl("apply", "-f", "-", given=HPA)
 
-    cluster.metric(prefill_busy="15")
-    cluster.wait(lambda: _prefill(cluster) == (2, 2), AUTOSCALED_SECONDS, "two prefill pods serve")
-    cluster.metric(prefill_busy="45")
-    # An HPA doubles at most, so it asks for 4 first.
-    cluster.wait(lambda: _prefill(cluster) == (5, 2), AUTOSCALED_SECONDS, "the HPA asks for five, two serve")
-    followed = cluster.wait(lambda: _followed(cluster, "Clamped"), AUTOSCALED_SECONDS, "the scaler says it is clamped")
-    assert "5 asked for, 2 taken" in followed["message"]
-    cluster.metric(prefill_busy="5")
-    cluster.wait(lambda: _prefill(cluster) == (1, 1), AUTOSCALED_SECONDS, "one prefill pod is left")
+    with cluster.streams(max_tokens=64, pair="auto") as streams:
+        cluster.metric(prefill_busy="15")
+        cluster.wait(lambda: _prefill(cluster) == (2, 2), AUTOSCALED_SECONDS, "two prefill pods serve")
+        cluster.metric(prefill_busy="45")
+        # An HPA doubles at most, so it asks for 4 first.
+        cluster.wait(lambda: _prefill(cluster) == (5, 2), AUTOSCALED_SECONDS, "the HPA asks for five, two serve")
+        clamped = cluster.wait(
+            lambda: _followed(cluster, "Clamped"), AUTOSCALED_SECONDS, "the scaler says it is clamped"
+        )
+        assert "5 asked for, 2 taken" in clamped["message"]
+        began = time.time()
+        cluster.metric(prefill_busy="5")
+        cluster.wait(lambda: _prefill(cluster) == (1, 1), AUTOSCALED_SECONDS, "one prefill pod is left")
+        left = time.time()
     assert _followed(cluster, "AsAsked")
+    assert streams.failed == []
+    assert any(began < each.began < left for each in streams.answered), "nobody asked while the pod left"
 
 
 def _prefill(cluster: Cluster) -> tuple[int, int]:
