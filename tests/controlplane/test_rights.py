@@ -41,15 +41,25 @@ EXTERNAL: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "External"}}}
 ALONE: Body = {"prefill": {"replicas": 1, "scaling": {"mode": "Fixed"}}}
 
 
+@pytest.fixture(params=[False, True], ids=["a namespace", "the cluster"])
+def everywhere(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-def limited(bench: OperatorBench) -> OperatorBench:
-    """Its operators are a ServiceAccount that has exactly these rights, in its namespace."""
+def limited(bench: OperatorBench, everywhere: bool) -> OperatorBench:
+    """Its operators are a ServiceAccount that has exactly these rights: in its namespace, or in all of them."""
     by_name = [
         {"apiGroups": [g], "resources": [r], "verbs": [v], "resourceNames": [name]}
         for (g, r, v), name in sorted(BY_NAME)
     ]
+    own = rules_of(OWN_LEASE) + by_name
     become_account(bench)
-    grant(bench, rules_of(TABLE | OWN_LEASE) + by_name)
+    if everywhere:
+        grant(bench, rules_of(TABLE), everywhere=True)
+        grant(bench, own)
+    else:
+        grant(bench, rules_of(TABLE) + own)
     return bench
 
 
@@ -93,11 +103,12 @@ def grant(bench: OperatorBench, rules: list[Body], *, everywhere: bool = False) 
         assert answer.ok, answer.body
 
 
-def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench) -> None:
+def test_every_right_is_used_and_every_use_is_a_right(limited: OperatorBench, everywhere: bool) -> None:
     _plant_certificates_that_are_due(limited)
     renewed = [f"--renew={limited.namespace}/{name}" for name in LEAVES]
     with FaultProxy(limited.server) as proxy:
-        operator = limited.start(NAME, f"--renew-authority={AUTHORITY}", *renewed, server=proxy.url)
+        authority = f"--renew-authority={AUTHORITY}"
+        operator = limited.start(NAME, authority, *renewed, everywhere=everywhere, server=proxy.url)
         limited.kubelet.holds = {HELD}
         limited.create(EXTERNAL)
         _say_what_is_missing(limited)
