@@ -106,6 +106,7 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.writes: list[str] = []
         self.answered: set[Answered] = set()
+        self.before_write: Callable[[str, bytes], None] | None = None
         self.after_write: Callable[[int], None] | None = None
         self.watches: WatchFaults | None = None
         self.down = False
@@ -143,7 +144,7 @@ class FaultProxy:
     def undisturbed(self) -> None:
         """From now on everything passes as it is."""
         self.faults.clear()
-        self.after_write, self.watches, self.down = None, None, False
+        self.before_write, self.after_write, self.watches, self.down = None, None, None, False
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -176,7 +177,10 @@ class FaultProxy:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP}
         headers["Accept-Encoding"] = "identity"
         url = f"https://127.0.0.1:{self._server.port}{request.path_qs}"
-        async with self._session.request(method, url, data=await request.read(), headers=headers) as answer:
+        data = await request.read()
+        if self.before_write is not None and is_write(method, path):
+            self.before_write(path, data)
+        async with self._session.request(method, url, data=data, headers=headers) as answer:
             watch = "watch=true" in request.query_string
             self.answered.add(Answered(method, path, watch, answer.status))
             if watch:

@@ -2,6 +2,7 @@
 
     python -m tests.support.older_operator df531ae     # writes tests/controlplane/faults/older/df531ae-*.yaml
     pair, *children = plant(bench, "df531ae-vllm")     # as if that operator had just been stopped
+    bench.install(crd("df531ae"))                      # the StreamPair as its API server knew it
 
 To freeze, the operator of that commit is run with that commit's CRDs on a real API server, beside that commit's
 operator_bench.py, until it rests. Kept is what it wrote: specs, labels, annotations, status, and which
@@ -60,14 +61,51 @@ def freeze(commit: str, spec: str) -> Path:
         command = [sys.executable, __file__, "--in", str(tree), str(directory), str(api_server._binary()), spec]
         environment = {**os.environ, "PYTHONPATH": roots}
         done = subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE, timeout=300)
-    path = FOLDER / f"{commit}-{spec}.yaml"
+    return _write(FOLDER / f"{commit}-{spec}.yaml", f"# What the operator of {commit} left.", json.loads(done.stdout))
+
+
+def _write(path: Path, heading: str, bodies: list[Body]) -> Path:
     path.parent.mkdir(exist_ok=True)
     yaml = YAML(typ="safe")
     yaml.default_flow_style, yaml.width = None, 118
     with path.open("w") as file:
-        file.write(f"# What the operator of {commit} left. Made by: python -m tests.support.older_operator {commit}\n")
-        yaml.dump_all(json.loads(done.stdout), file)
+        file.write(f"{heading} Made by: python -m tests.support.older_operator {path.stem.partition('-')[0]}\n")
+        yaml.dump_all(bodies, file)
     return path
+
+
+def freeze_crd(commit: str) -> Path:
+    """Without descriptions, and what it says twice once: it is read by an API server only."""
+    found = subprocess.run(
+        ["git", "show", f"{commit}:crds/streampairs.yaml"], cwd=ROOT, check=True, capture_output=True, timeout=60
+    )
+    return _write(
+        _crd_path(commit), f"# The StreamPair of {commit}.", [_shared(YAML(typ="safe").load(found.stdout), {})]
+    )
+
+
+def crd(commit: str) -> Body:
+    found: Body = json.loads(json.dumps(YAML(typ="safe").load(_crd_path(commit))))
+    return found
+
+
+def _crd_path(commit: str) -> Path:
+    return FOLDER / f"{commit}-crd.yaml"
+
+
+def _shared(value: Any, known: dict[str, Any]) -> Any:
+    """Equal objects as one, which YAML writes once."""
+    if isinstance(value, dict):
+        value = {key: _shared(each, known) for key, each in value.items() if not _is_prose(key, each)}
+    elif isinstance(value, list):
+        value = [_shared(each, known) for each in value]
+    else:
+        return value
+    return known.setdefault(json.dumps(value), value)
+
+
+def _is_prose(key: str, value: Any) -> bool:
+    return key == "description" and isinstance(value, str)
 
 
 def run_in(tree: Path, directory: Path, binary: Path, spec: str) -> list[Body]:
@@ -153,5 +191,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "--in":
         json.dump(run_in(*map(Path, sys.argv[2:5]), sys.argv[5]), sys.stdout)
     else:
+        print(freeze_crd(sys.argv[1]))
         for each in SPECS:
             print(freeze(sys.argv[1], each))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from random import Random
@@ -9,7 +10,12 @@ from random import Random
 import pytest
 from tests.controlplane.faults.conftest import Undisturbed
 from tests.controlplane.faults.scenarios import BY_NAME, Stage
+from tests.controlplane.faults.test_machine import essence
 from tests.support.fault_proxy import Fault, WatchFaults, is_write
+from tests.support.operator_bench import PAIR
+from tests.support.processes import wait_until
+
+from streamserve.operator.edge.resources import BY_KIND
 
 AWAY_SECONDS = 60.0
 TIMES = 6
@@ -88,6 +94,31 @@ def test_watches_that_lie(name: str, how: str, seed: int, stage: Stage, undistur
     scenario.change(stage.bench)
     assert stage.settle(remains=scenario.remains) == wanted
     assert lies.happened > 0
+    assert stage.uids(scenario.untouched) == before
+
+
+def test_an_edit_that_the_server_takes_just_before_a_status_is_obeyed(stage: Stage, undisturbed: Undisturbed) -> None:
+    """The answer to the status shows it before the watch does, whose events are no news then: here they never come."""
+    scenario, bench = BY_NAME["hot-edit"], stage.bench
+    wanted, _ = undisturbed.of(scenario.name, stage)
+    stage.operate()
+    before = stage.prepare(scenario)
+    path = BY_KIND["StreamPair"].path(bench.namespace, PAIR, "status")
+
+    def edit_before_it_is_told_that_all_is_applied(where: str, body: bytes) -> None:
+        said = json.loads(body).get("status", {}) if where == path else {}
+        applied = (each["status"] for each in said.get("conditions", ()) if each["type"] == "ConfigApplied")
+        if "True" in applied and said["observedGeneration"] == 2:
+            stage.proxy.before_write, stage.proxy.watches = None, WatchFaults(Random(0), drop=1.0)
+            scenario.change(bench)
+
+    stage.proxy.before_write = edit_before_it_is_told_that_all_is_applied
+    bench.edit({"speculation": {"depth": {"max": 5}}})
+    wait_until(
+        lambda: essence(stage.shape()) == essence(wanted), seconds=15, what="the second edit is where it belongs"
+    )
+    assert stage.proxy.watches is not None, "it came when it should"
+    stage.proxy.undisturbed()
     assert stage.uids(scenario.untouched) == before
 
 

@@ -168,8 +168,8 @@ class Reconciler:
         finally:
             self._remember(memory, carried, refused, decision, generation)
         memory.failing_since = None
-        await self._say(body, observed, decision)
-        news = carried.written or carried.rejected or carried.found or told - memory.rejected.keys()
+        overtaken = await self._say(body, observed, decision)
+        news = overtaken or carried.written or carried.rejected or carried.found or told - memory.rejected.keys()
         return _earliest(
             decision.again_seconds,
             _AT_ONCE_SECONDS if news or observed.failing else None,
@@ -247,12 +247,13 @@ class Reconciler:
             _log.info("%s: %s", "/".join(key), decision.told)
         memory.decided = decided
 
-    async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> None:
-        if decision.status is not None:
-            await self._writer.write(body, decision.status)
-        for name, status in decision.scalers.items():
-            await self._writer.write(observed.children[name].live, status)
+    async def _say(self, body: Manifest, observed: Observed, decision: Decision) -> bool:
+        """True where what was decided on has changed meanwhile."""
+        said = [] if decision.status is None else [(body, decision.status)]
+        said += [(observed.children[name].live, status) for name, status in decision.scalers.items()]
+        overtaken = [await self._writer.write(live, status) for live, status in said]
         await self._writer.tell(body, decision.events)
+        return any(overtaken)
 
 
 def _is_configuration(action: Action) -> bool:

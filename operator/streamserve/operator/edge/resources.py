@@ -34,6 +34,11 @@ class Resource:
         return self.api_version.rpartition("/")[2]
 
     @property
+    def is_custom(self) -> bool:
+        """Defined by a CRD of ours, which an upgrade may change while it is watched."""
+        return self.api_version == API_VERSION
+
+    @property
     def selector(self) -> str:
         """What the watch asks for; empty for everything."""
         return f"{naming.MANAGED_BY}={naming.MANAGER}" if self.labelled else ""

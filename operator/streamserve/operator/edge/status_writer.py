@@ -19,7 +19,7 @@ from streamserve.operator.edge.api import Api
 from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import ApiError, Conflict, NotFound
 from streamserve.operator.edge.resources import BY_KIND, EVENT
-from streamserve.operator.edge.store import Store
+from streamserve.operator.edge.store import Store, slim
 from streamserve.operator.naming import FIELD_MANAGER, Manifest
 from streamserve.runtime import logs
 
@@ -34,18 +34,24 @@ class StatusWriter:
         self._metrics = metrics
         self._utc_now = utc_now
 
-    async def write(self, live: Manifest, status: dict[str, Any]) -> None:
-        """Of a StreamPair or a scaler. Gone, or another one by now: nothing to say. Raises other ApiErrors."""
+    async def write(self, live: Manifest, status: dict[str, Any]) -> bool:
+        """Of a StreamPair or a scaler. Gone, or another one by now: nothing to say. Raises other ApiErrors.
+
+        True where the answer shows that it is not as it was when `live` was read: the watch's own event of that change
+        is older than the answer, so it will be no news.
+        """
         metadata, kind = live["metadata"], live["kind"]
         identity = {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]}
         body = {"apiVersion": API_VERSION, "kind": kind, "metadata": identity, "status": status}
         path = BY_KIND[kind].path(metadata["namespace"], metadata["name"], "status")
         try:
-            self._store.put(await self._api.apply(path, body))
+            answer = await self._api.apply(path, body)
         except (NotFound, Conflict) as error:
             _log.info("no status for %s %s/%s: %s", kind, metadata["namespace"], metadata["name"], error)
-            return
+            return False
+        self._store.put(answer)
         self._metrics.wrote(kind, "Status")
+        return _but_for_status(answer) != _but_for_status(live)
 
     async def tell(self, live: Manifest, told: Iterable[Condition]) -> None:
         """One Event for each condition that changed. Never raises an ApiError."""
@@ -88,3 +94,7 @@ class StatusWriter:
             "lastTimestamp": now,
             "count": 1,
         }
+
+
+def _but_for_status(body: Manifest) -> Manifest:
+    return {**slim(body), "status": None}

@@ -59,14 +59,19 @@ class Store:
     def __len__(self) -> int:
         return len(self._objects)
 
-    def put(self, body: Manifest) -> Change | None:
-        """Take an object as it is now. None where that is no news."""
+    def put(self, body: Manifest, *, listed: bool = False) -> Change | None:
+        """Take an object as it is now. None where that is no news.
+
+        One that is `listed` may say more at the version that is known: a watch that began before its CRD was upgraded
+        leaves out the fields that are new, and a listing does not.
+        """
         id_ = id_of(body)
         metadata = body["metadata"]
         version = int(metadata.get("resourceVersion") or 0)
         old = self._objects.get(id_)
         seen = old.version if old is not None else self._gone.get(str(metadata.get("uid", "")), 0)
-        if version and version <= seen:
+        known_at_this_version = listed and old is not None and version == seen
+        if version and version <= seen and not known_at_this_version:
             return None
         pair = pair_of(body)
         kept = _Kept(

@@ -4,12 +4,18 @@ kopf is the informer and nothing else of it runs: no handlers, no peering, no an
 lists in chunks, watches with bookmarks, opens a dead or silent stream anew and lists again after 410 Gone. Here is
 added that a complete list also says what is gone, that everything is listed anew every `relist_seconds` (so that an
 event that was lost costs a bounded time), that an error of any kind means another try, and when the stream was heard
-last. This is the one module that knows kopf's inner names; `check` says at start whether they are there.
+last.
+
+kopf opens a watch that has ended where it stopped. Of a custom resource that may be too late: when its CRD is upgraded
+the API server ends the watches, and until then they show objects of that moment without the fields that are new
+(docs/decisions/20261123-a-custom-resources-watch-that-ends.md). So these are listed anew. This is the one module that
+knows kopf's inner names; `check` says at start whether they are there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -33,6 +39,7 @@ from streamserve.runtime.errors import SetupError
 CHUNK_SIZE: Final = 500
 SERVER_TIMEOUT_SECONDS: Final = 600
 RELIST_SECONDS: Final = 3_600.0
+_EARLY_SECONDS: Final = 0.9 * SERVER_TIMEOUT_SECONDS
 _FAILURES: Final = (
     errors.APIError,
     errors.APISessionClosed,
@@ -45,6 +52,22 @@ _FAILURES: Final = (
     ValueError,
 )
 _log = logs.get(__name__)
+
+
+class _EndedEarly(Exception):
+    """The API server has ended the watch of a custom resource before its time."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Followed(references.Resource):
+    """Calls `opens` before each watch."""
+
+    opens: Callable[[], None] = lambda: None
+
+    def get_url(self, *, params: Any = None, **more: Any) -> str:
+        if params and "watch" in params:
+            self.opens()
+        return super().get_url(params=params, **more)
 
 
 def check() -> None:
@@ -94,6 +117,7 @@ class Watch:
         self._before: dict[Id, int] = {}
         self._listed: set[Id] = set()
         self._complete = False
+        self._opened_at: float | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -126,27 +150,36 @@ class Watch:
         settings.networking.error_backoffs = ()
         if self.resource.selector:
             settings.watching.label_selectors[kopf.EVERYTHING] = self.resource.selector
-        found = references.Resource(
+        found = _Followed(
             group=self.resource.group,
             version=self.resource.version,
             plural=self.resource.plural,
             kind=self.resource.kind,
             namespaced=True,
+            opens=self._opens,
         )
         namespace = None if self.namespace is None else references.NamespaceName(self.namespace)
         # One listing and what follows it. kopf ends there, without a word, after 410 and where it could not list.
         self._before, self._listed = self._store.versions(self.resource.kind, self.namespace), set()
-        self._complete = False
-        async for event in watching.infinite_watch(
-            settings=settings, resource=found, namespace=namespace, _iterations=1
-        ):
-            self.health.heard_at = self._clock()
-            if event is watching.Bookmark.LISTED:
-                self._completed()
-            elif isinstance(event, dict):
-                self._take(event["type"], event["object"])
+        self._complete, self._opened_at = False, None
+        with contextlib.suppress(_EndedEarly):
+            async for event in watching.infinite_watch(
+                settings=settings, resource=found, namespace=namespace, _iterations=1
+            ):
+                self.health.heard_at = self._clock()
+                if event is watching.Bookmark.LISTED:
+                    self._completed()
+                elif isinstance(event, dict):
+                    self._take(event["type"], event["object"])
         if not self._complete:
             raise TimeoutError("it could not be listed: the connection was lost or too slow")
+
+    def _opens(self) -> None:
+        """A watch is about to be opened. Raises _EndedEarly where there has to be a listing first."""
+        now, before = self._clock(), self._opened_at
+        if before is not None and now - before < _EARLY_SECONDS and self.resource.is_custom:
+            raise _EndedEarly
+        self._opened_at = now
 
     def _take(self, kind: str | None, body: Any) -> None:
         """A listed object (no kind of event), or one that was added, modified or deleted."""
@@ -157,7 +190,8 @@ class Watch:
             made.setdefault("kind", self.resource.kind)
             made.setdefault("apiVersion", self.resource.api_version)
             self._listed.add(id_of(made))
-        change = self._store.remove(made) if kind == "DELETED" else self._store.put(made)
+        listed = kind is None and self.resource.is_custom
+        change = self._store.remove(made) if kind == "DELETED" else self._store.put(made, listed=listed)
         if change is not None:
             self._on_change(change)
 

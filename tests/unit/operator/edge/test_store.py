@@ -93,6 +93,18 @@ def test_an_event_that_is_older_than_the_answer_to_a_write_changes_nothing() -> 
     assert next(store.children(KEY))["status"]["phase"] == "Running"
 
 
+def test_a_listing_may_show_more_of_an_object_at_the_version_that_is_known_and_nothing_else_may() -> None:
+    """A watch from before its CRD was upgraded leaves out what is new."""
+    store, whole = Store(), pair(generation=2, version=7)
+    whole["spec"]["new"] = True
+    store.put(pair(generation=2, version=7))
+    assert store.put(whole) is None
+    assert store.put({**whole, "metadata": {**whole["metadata"], "resourceVersion": "6"}}, listed=True) is None
+    assert store.put(whole, listed=True) == Change(KEY)
+    assert store.put(whole, listed=True) is None
+    assert (store.pair(KEY) or {})["spec"]["new"] is True
+
+
 def test_an_answer_that_is_read_after_the_object_went_does_not_bring_it_back() -> None:
     store = Store()
     store.put(pod(version=1))
