@@ -9,9 +9,8 @@ from tests.controlplane.faults.conftest import Undisturbed
 from tests.controlplane.faults.scenarios import BY_NAME, SETTLE_SECONDS, Stage
 from tests.controlplane.faults.test_machine import essence
 from tests.support import older_operator
-from tests.support.api_server import Answer
 from tests.support.operator_bench import MERGE, PAIR, Body
-from tests.support.processes import wait_until
+from tests.support.processes import Process, wait_until
 
 from streamserve.contract.streampair.crd import definitions
 from streamserve.operator import naming
@@ -86,6 +85,30 @@ def _strip(schema: object, field: str) -> None:
             _strip(each, field)
 
 
+def upgraded(
+    older: Body, stage: Stage, patch: Body, *, query: str, under_it: str, under_this: str
+) -> tuple[Process, dict[int, set[str]]]:
+    """An operator and a pair at rest that came under the older CRD, once the present one is in force: when what the
+    server says of `patch` has gone from the one to the other. Also the uids of the pods that are to stay."""
+    bench = stage.bench
+    path = f"{BY_KIND['StreamPair'].path(bench.namespace, PAIR)}?dryRun=All{query}"
+
+    def said() -> str:
+        answer = bench.call("PATCH", path, {"spec": patch}, MERGE)
+        return "taken" if answer.ok else str(answer.body)
+
+    try:
+        bench.install(older)
+        operator = stage.operate()
+        before = stage.prepare(BY_NAME["hot-edit"])
+        assert before[0]
+        assert under_it in said()
+    finally:
+        bench.install(definitions()["streampairs"])
+    wait_until(lambda: under_this in said(), seconds=30, what="the present CRD is in force", every_seconds=0.005)
+    return operator, before
+
+
 @pytest.mark.everything
 def test_the_first_crd_is_upgraded_under_a_running_operator_and_an_edit_afterwards_is_like_any(
     stage: Stage, undisturbed: Undisturbed
@@ -93,22 +116,9 @@ def test_the_first_crd_is_upgraded_under_a_running_operator_and_an_edit_afterwar
     """What was made under it is served on; a rule that it did not have holds."""
     scenario, bench = BY_NAME["hot-edit"], stage.bench
     wanted, _ = undisturbed.of("hot-edit", stage)
-    path = f"{BY_KIND['StreamPair'].path(bench.namespace, PAIR)}?dryRun=All"
-    twice = {"spec": {"router": {"template": {"volumes": [{"name": "a"}, {"name": "tmp"}]}}}}
-    try:
-        bench.install(older_operator.crd("df531ae"))
-        operator = stage.operate()
-        before = stage.prepare(scenario)
-        assert before[0]
-        assert bench.call("PATCH", path, twice, MERGE).ok, "the first CRD let our own volume be mounted again"
-    finally:
-        bench.install(definitions()["streampairs"])
-    refused = wait_until(
-        lambda: None if (answer := bench.call("PATCH", path, twice, MERGE)).ok else answer,
-        seconds=30,
-        what="the present CRD is in force",
-    )
-    assert "volumes" in str(refused.body)
+    ours_again = {"router": {"template": {"volumes": [{"name": "a"}, {"name": "tmp"}]}}}
+    older = older_operator.crd("df531ae")
+    operator, before = upgraded(older, stage, ours_again, query="", under_it="taken", under_this="volumes")
     scenario.change(bench)
     assert stage.settle(remains=True) == wanted
     assert stage.uids(scenario.untouched) == before
@@ -121,22 +131,10 @@ def test_a_crd_that_is_upgraded_under_a_running_operator_brings_its_field_and_to
 ) -> None:
     scenario, bench = BY_NAME["hot-edit"], stage.bench
     wanted, _ = undisturbed.of("hot-edit", stage)
-    now = definitions()["streampairs"]
-    path = BY_KIND["StreamPair"].path(bench.namespace, PAIR)
-
-    def asked() -> Answer:
-        where = f"{path}?fieldValidation=Strict&dryRun=All"
-        return bench.call("PATCH", where, {"spec": {"speculation": {"depth": {"max": 2}}}}, MERGE)
-
-    try:
-        bench.install(without_depth(now))
-        operator = stage.operate()
-        before = stage.prepare(scenario)
-        assert before[0]
-        assert 'unknown field "spec.speculation.depth"' in str(asked().body), "the older CRD does not have it"
-    finally:
-        bench.install(now)
-    wait_until(lambda: asked().ok, seconds=30, what="the present CRD is in force", every_seconds=0.005)
+    older, unknown = without_depth(definitions()["streampairs"]), 'unknown field "spec.speculation.depth"'
+    depth = {"speculation": {"depth": {"max": 2}}}
+    strict = "&fieldValidation=Strict"
+    operator, before = upgraded(older, stage, depth, query=strict, under_it=unknown, under_this="taken")
     scenario.change(bench)
     # A watch that began before leaves the field out: the configuration gets another number when it is there.
     wait_until(lambda: essence(stage.shape()) == essence(wanted), seconds=60, what="the edit is where it belongs")
