@@ -50,6 +50,7 @@ class ConfigSource:
         self._rng = rng
         self._refresh_seconds = refresh_seconds
         self._turn = asyncio.Lock()
+        self._known: dict[str, bytes] = {}
         self.applied: RuntimeConfig | None = None
         self.last_error = ""
 
@@ -65,10 +66,18 @@ class ConfigSource:
         """Offer what the file holds now. True when a configuration is in force afterwards."""
         if self._file is not None:
             try:
-                await self.offer(self._file.read_bytes(), f"file {self._file.name}")
+                await self._found(self._file.read_bytes(), f"file {self._file.name}")
             except OSError as error:
                 self.last_error = f"cannot read {self._file}: {error.strerror}"
         return self.applied is not None
+
+    async def _found(self, data: bytes, origin: str) -> None:
+        """Offer what a place that is looked at each second holds, unless that is known to change nothing."""
+        if data == self._known.get(origin):
+            return
+        await self.offer(data, origin)
+        if not self.last_error:
+            self._known[origin] = data
 
     async def offer(self, data: bytes, origin: str) -> bool:
         """Apply `data` if it supersedes what is in force. True when it was applied."""
@@ -107,7 +116,7 @@ class ConfigSource:
         """The directory is watched, not the file: an atomic rename and a ConfigMap's symlink swap both show there."""
         await self.load_file()
         async for _ in watchfiles.awatch(
-            file.parent, recursive=False, step=20, debounce=60, rust_timeout=1_000, yield_on_timeout=True
+            file.parent, recursive=False, step=50, debounce=60, rust_timeout=1_000, yield_on_timeout=True
         ):
             await self.load_file()
 
@@ -139,4 +148,4 @@ class ConfigSource:
     async def _read_key(self, client: redis.Redis) -> None:
         data = await client.get(self._keys.config)
         if isinstance(data, bytes):
-            await self.offer(data, "redis key")
+            await self._found(data, "redis key")

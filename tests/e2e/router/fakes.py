@@ -22,7 +22,7 @@ from streamserve.contract import endpoint
 from streamserve.contract.identity import fingerprint
 from streamserve.contract.keys import ENDPOINT_TTL_MS, SIGNALS_TTL_MS, Keyspace
 from streamserve.contract.signals import Ack, Role, WorkerSignals, encode
-from streamserve.router.signals.redis_wire import RedisConnection, parse_url
+from streamserve.runtime.redis_wire import RedisConnection, parse_url
 from streamserve.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
 UID = "uid-1"

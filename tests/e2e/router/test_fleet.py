@@ -18,7 +18,7 @@ from streamserve.router.flowguard.pick import pick
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import LaneState, LaneView, WorkerView
 from streamserve.router.signals.fleet import Fleet, FleetSettings
-from streamserve.router.signals.redis_wire import RedisDown
+from streamserve.runtime.redis_wire import RedisDown
 from streamserve.v1 import worker_pb2
 
 from .fakes import KEYS, UID, FakeWorker, Redis, redis_server, until, write_fleet

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from streamserve.contract.signals import decode
-from streamserve.router.signals.reader import SignalReader
-from streamserve.router.signals.redis_wire import RedisConnection, RedisDown, parse_url
+from streamserve.router.signals.reader import QUIET_INTERVAL_SECONDS, SignalReader
+from streamserve.runtime.redis_wire import RedisConnection, RedisDown, parse_url
 from streamserve.v1 import worker_pb2
 
 from .fakes import KEYS, FakeWorker, Redis, redis_server, until
@@ -19,10 +19,12 @@ from .fakes import KEYS, FakeWorker, Redis, redis_server, until
 
 class Heard:
     def __init__(self) -> None:
+        self.reads = 0
         self.signals: dict[str, bytes] = {}
         self.endpoints: dict[str, worker_pb2.WorkerEndpoint] = {}
 
     def on_signals(self, worker_id: str, raw: bytes) -> None:
+        self.reads += 1
         self.signals[worker_id] = raw
 
     def on_registry(self, endpoints: list[worker_pb2.WorkerEndpoint]) -> None:
@@ -30,7 +32,7 @@ class Heard:
 
 
 @asynccontextmanager
-async def reading(url: str) -> AsyncIterator[tuple[SignalReader, Heard]]:
+async def reading(url: str, quiet: Callable[[], bool] = lambda: False) -> AsyncIterator[tuple[SignalReader, Heard]]:
     heard = Heard()
     reader = SignalReader(
         KEYS,
@@ -40,6 +42,7 @@ async def reading(url: str) -> AsyncIterator[tuple[SignalReader, Heard]]:
         on_registry=heard.on_registry,
         clock=time.monotonic,
         rng=Random(1),
+        quiet=quiet,
     )
     task = asyncio.create_task(reader.run())
     try:
@@ -62,6 +65,27 @@ async def test_it_finds_workers_and_reads_their_newest_signals(tmp_path: Path) -
             started = time.monotonic()
             await until(lambda: decode(heard.signals[worker.id]).epoch == newest)
             assert time.monotonic() - started < 0.5
+
+
+async def test_while_nobody_waits_for_what_it_reads_it_reads_half_as_often(tmp_path: Path) -> None:
+    placing = False
+    with redis_server(tmp_path) as redis:
+        async with reading(redis.url, quiet=lambda: not placing) as (reader, heard):
+            await until(lambda: reader.connected)
+            worker = FakeWorker("lane-0-decode-0")
+            await worker.publish(redis)
+            await until(lambda: heard.reads > 0)
+
+            async def reads_in_a_second() -> int:
+                await worker.publish(redis)
+                before = heard.reads
+                await asyncio.sleep(1.0)
+                return heard.reads - before
+
+            assert await reads_in_a_second() <= 1.0 / QUIET_INTERVAL_SECONDS + 1
+            placing = True
+            # A busy machine reads less often for a while.
+            assert max([await reads_in_a_second() for _ in range(3)]) > 1.0 / QUIET_INTERVAL_SECONDS + 1
 
 
 async def test_values_over_a_unix_socket_with_a_password_arrive_too(tmp_path: Path) -> None:

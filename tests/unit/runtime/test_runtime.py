@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter
 
 from streamserve.contract import runtime_config
-from streamserve.contract.errors import ALL_ERRORS, InvalidRequest, Overloaded, StreamServeError, WorkerLost
+from streamserve.contract.errors import ALL_ERRORS, InvalidRequest, NotReady, Overloaded, StreamServeError, WorkerLost
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.runtime import status
@@ -185,6 +185,40 @@ async def test_a_configuration_is_applied_only_when_it_is_ours_and_later_and_gar
     assert source.applied is not None
     assert source.applied.id.generation == 4
     assert "not" in source.last_error or "Invalid" in source.last_error
+
+
+async def test_a_file_that_is_looked_at_again_is_read_anew_only_where_that_may_change_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses, tried, decoded = True, 0, 0
+
+    async def apply(config: RuntimeConfig) -> None:
+        nonlocal tried
+        tried += 1
+        if refuses:
+            raise NotReady("not now")
+
+    def decode(data: bytes) -> RuntimeConfig:
+        nonlocal decoded
+        decoded += 1
+        return original(data)
+
+    original = runtime_config.decode
+    monkeypatch.setattr(runtime_config, "decode", decode)
+    file = tmp_path / "config.json"
+    write_atomic(file, runtime_config.encode(_config(1)))
+    source = ConfigSource(Keyspace("ns", "p"), "u", redis_url=None, file=file, apply=apply, rng=Random(0))
+    assert not await source.load_file()
+    refuses = False
+    assert await source.load_file(), "what was refused is tried again"
+    assert (tried, decoded) == (2, 2)
+    await source.load_file()
+    assert (tried, decoded) == (2, 2)
+    write_atomic(file, runtime_config.encode(_config(2)))
+    await source.load_file()
+    write_atomic(file, runtime_config.encode(_config(1)))
+    await source.load_file()
+    assert (tried, decoded, source.applied.id.generation if source.applied else 0) == (3, 4, 2)
 
 
 async def test_a_replaced_file_is_applied_within_a_third_of_a_second(tmp_path: Path) -> None:

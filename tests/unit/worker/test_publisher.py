@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
-
-import pytest
 
 from streamserve.contract.keys import Keyspace
 from streamserve.v1 import worker_pb2
 from streamserve.worker.monitor.publisher import Publisher
 
 
-class Dying:
-    """A client whose connection was taken and dropped before its first word, as uvloop and redis-py tell it."""
+@contextlib.asynccontextmanager
+async def dying_redis() -> AsyncIterator[str]:
+    """Takes each connection and drops it before its first word."""
 
-    async def __aenter__(self) -> Dying:
-        return self
+    async def drop(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
 
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def ping(self) -> None:
-        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+    async with await asyncio.start_server(drop, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_redis_that_dies_as_it_accepts_is_away_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def publisher_to(url: str) -> Publisher:
     board: Any = None
-    endpoint = worker_pb2.WorkerEndpoint(id="a")
-    publisher = Publisher("redis://localhost:1", Keyspace("llm", "demo"), board, endpoint, Random(1))
-    monkeypatch.setattr(publisher, "_connect", Dying)
-    running = asyncio.create_task(publisher.run())
-    await asyncio.wait([running], timeout=2.0)
-    assert not running.done(), "its end would be the worker's end"
-    assert publisher.failures >= 2
-    running.cancel()
+    return Publisher(url, Keyspace("llm", "demo"), board, worker_pb2.WorkerEndpoint(id="a"), Random(1))
+
+
+async def test_a_redis_that_dies_as_it_accepts_is_away_and_tried_again() -> None:
+    async with dying_redis() as url:
+        publisher = publisher_to(url)
+        running = asyncio.create_task(publisher.run())
+        await asyncio.wait([running], timeout=2.0)
+        assert not running.done(), "its end would be the worker's end"
+        assert publisher.failures >= 2
+        running.cancel()
+
+
+async def test_at_a_stop_keys_that_cannot_be_deleted_are_left_to_expire() -> None:
+    async with dying_redis() as url:
+        await publisher_to(url).withdraw()

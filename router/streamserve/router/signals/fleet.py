@@ -1,7 +1,7 @@
 """The fleet as this router knows it: gathers from every source, hands out frozen views, keeps the books.
 
     which workers exist    Redis registry (1 s) and the fleet file; either suffices
-    what they do           Redis (30 ms), load reports in band, GetState for those that are silent (300 ms)
+    what they do           Redis (50 to 100 ms), load reports in band, GetState for those that are silent (300 ms)
     whether they answer    results of this router's own requests, and GetState as the probe
     which lanes serve      lanes.step on facts of all these; canaries run for pairs that are due
 
@@ -46,6 +46,7 @@ FILE_SECONDS: Final = 0.5
 PUBLISH_SECONDS: Final = 1.0
 MAX_WORDS: Final = 500
 POLL_TIMEOUT_SECONDS: Final = 2.0
+PLACING_SECONDS: Final = 0.3
 _log = logs.get(__name__)
 
 
@@ -76,6 +77,7 @@ class Fleet:
         self._published_at = -PUBLISH_SECONDS
         self._published: bytes = b""
         self._heard_since: float | None = None
+        self._asked_at = -PLACING_SECONDS
         self._settled = False
         self.file_error = ""
         self._gates = Gates(
@@ -97,6 +99,7 @@ class Fleet:
                 on_registry=self._on_registry,
                 clock=clock,
                 rng=rng,
+                quiet=lambda: clock() - self._asked_at > PLACING_SECONDS,
             )
 
     @property
@@ -157,7 +160,8 @@ class Fleet:
             self._change()
 
         booking = Booking(worker_id, worker.ledger, self._settings.router_id, tokens, changed)
-        worker.touched(self._clock())
+        self._asked_at = self._clock()
+        worker.touched(self._asked_at)
         self._view = None
         return booking
 
@@ -167,6 +171,7 @@ class Fleet:
 
     async def wait_change(self, timeout_seconds: float) -> bool:
         """True when something that a decision stands on changed, False after the timeout."""
+        self._asked_at = self._clock()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()

@@ -6,7 +6,7 @@ import pytest
 
 from streamserve.router.signals import fleet_file
 from streamserve.router.signals.fleet_file import FleetFileError
-from streamserve.router.signals.redis_wire import RedisUrl, parse_url
+from streamserve.runtime.redis_wire import RedisUrl, parse_url
 
 URLS = {
     "redis://h": ("h", 6379, "", False, 0, "", ""),

@@ -5,7 +5,8 @@
     index      ZADD with Redis's own time each second, entries older than its TTL pruned
 
 A Redis that is away costs a reconnect with backoff and nothing else. On a graceful stop the keys are deleted, so that
-routers need not wait for them to expire.
+routers need not wait for them to expire. The connection is the plain one of `redis_wire`: under load twenty writes a
+second are at stake, beside an engine that wants the core.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Final
-
-import redis.asyncio as redis
 
 from streamserve.contract import endpoint as records
 from streamserve.contract import keys
@@ -24,7 +24,7 @@ from streamserve.contract.keys import Keyspace
 from streamserve.contract.signals import WorkerSignals
 from streamserve.runtime import logs
 from streamserve.runtime.backoff import Backoff
-from streamserve.runtime.redis_away import AWAY
+from streamserve.runtime.redis_wire import Command, RedisConnection, RedisDown, parse_url
 from streamserve.v1 import worker_pb2
 from streamserve.worker.monitor.board import SignalBoard
 
@@ -44,7 +44,7 @@ class Publisher:
         endpoint: worker_pb2.WorkerEndpoint,
         rng: Random,
     ) -> None:
-        self._url = url
+        self._url = parse_url(url)
         self._keys = keyspace
         self._id = endpoint.id
         self._board = board
@@ -57,14 +57,13 @@ class Publisher:
     async def run(self) -> None:
         while True:
             try:
-                async with self._connect() as client:
-                    await client.ping()
+                async with self._connected() as connection:
                     if not self.connected:
                         _log.info("redis is connected")
                     self.connected = True
                     self._backoff.reset()
-                    await self._publish(client)
-            except AWAY as error:
+                    await self._publish(connection)
+            except RedisDown as error:
                 if self.connected or not self.failures:
                     _log.warning("redis is away, serving goes on without it: %s", error)
                 self.failures += 1
@@ -74,31 +73,38 @@ class Publisher:
 
     async def withdraw(self) -> None:
         """Delete this worker's keys. Quietly gives up on a Redis that is away."""
-        with contextlib.suppress(*AWAY):
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._connect() as client:
-                pipe = client.pipeline(transaction=False)
-                pipe.delete(self._keys.worker_signals(self._id), self._keys.worker_endpoint(self._id))
-                pipe.zrem(self._keys.worker_index, self._id)
-                await pipe.execute()
+        commands: list[Command] = [
+            ("DEL", self._keys.worker_signals(self._id), self._keys.worker_endpoint(self._id)),
+            ("ZREM", self._keys.worker_index, self._id),
+        ]
+        with contextlib.suppress(RedisDown):
+            async with self._connected() as connection:
+                await connection.pipeline(commands, timeout_seconds=_TIMEOUT_SECONDS)
 
-    def _connect(self) -> redis.Redis:
-        return redis.from_url(
-            self._url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, max_connections=2
-        )
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[RedisConnection]:
+        connection = await RedisConnection.open(self._url, timeout_seconds=_TIMEOUT_SECONDS)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
-    async def _publish(self, client: redis.Redis) -> None:
+    async def _publish(self, connection: RedisConnection) -> None:
         hello_at = signals_at = -1e9
         shown: WorkerSignals | None = None
+        key = self._keys.worker_signals(self._id)
         while True:
             now = time.monotonic()
             if now - hello_at >= keys.ENDPOINT_INTERVAL_SECONDS:
-                await self._say_hello(client)
+                await self._say_hello(connection)
                 hello_at = now
             self._board.changed.clear()
             if now - signals_at >= keys.SIGNALS_HEARTBEAT_SECONDS or self._board.differs_from(shown):
                 packed = self._board.fresh()
                 shown = self._board.shown
-                await client.set(self._keys.worker_signals(self._id), packed, px=keys.SIGNALS_TTL_MS)
+                await connection.pipeline(
+                    [("SET", key, packed, "PX", keys.SIGNALS_TTL_MS)], timeout_seconds=_TIMEOUT_SECONDS
+                )
                 self.published += 1
                 signals_at = now
             await self._pause(shown, signals_at)
@@ -111,12 +117,14 @@ class Publisher:
             async with asyncio.timeout(keys.SIGNALS_MIN_INTERVAL_SECONDS if busy else _IDLE_LOOK_SECONDS):
                 await self._board.changed.wait()
 
-    async def _say_hello(self, client: redis.Redis) -> None:
-        seconds, microseconds = await client.time()
-        now_ms = seconds * 1_000 + microseconds // 1_000
-        pipe = client.pipeline(transaction=False)
-        pipe.set(self._keys.worker_endpoint(self._id), self._endpoint, px=keys.ENDPOINT_TTL_MS)
-        pipe.zadd(self._keys.worker_index, {self._id: now_ms})
-        pipe.zremrangebyscore(self._keys.worker_index, "-inf", now_ms - keys.INDEX_TTL_MS)
-        pipe.pexpire(self._keys.worker_index, keys.INDEX_TTL_MS)
-        await pipe.execute()
+    async def _say_hello(self, connection: RedisConnection) -> None:
+        ((seconds, microseconds),) = await connection.pipeline([("TIME",)], timeout_seconds=_TIMEOUT_SECONDS)
+        now_ms = int(seconds) * 1_000 + int(microseconds) // 1_000
+        index = self._keys.worker_index
+        commands: list[Command] = [
+            ("SET", self._keys.worker_endpoint(self._id), self._endpoint, "PX", keys.ENDPOINT_TTL_MS),
+            ("ZADD", index, now_ms, self._id),
+            ("ZREMRANGEBYSCORE", index, "-inf", now_ms - keys.INDEX_TTL_MS),
+            ("PEXPIRE", index, keys.INDEX_TTL_MS),
+        ]
+        await connection.pipeline(commands, timeout_seconds=_TIMEOUT_SECONDS)
