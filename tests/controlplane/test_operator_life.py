@@ -109,7 +109,10 @@ def test_a_spec_that_an_older_crd_let_through_is_told_and_what_runs_is_left_alon
     now = definitions()["streampairs"]
     try:
         bench.install(without_rules(now))
-        bench.edit({"prefill": {"template": {"env": [{"name": "POD_IP", "value": "x"}]}}})
+        # For a moment after it has taken a CRD the server still goes by the one before.
+        path = BY_KIND["StreamPair"].path(bench.namespace, PAIR)
+        refused = {"spec": {"prefill": {"template": {"env": [{"name": "POD_IP", "value": "x"}]}}}}
+        wait_until(lambda: bench.call("PATCH", path, refused, MERGE).ok, seconds=10, what="the rules are gone")
         said = bench.until("Ready", "False", reason="InvalidSpec")
     finally:
         bench.install(now)
