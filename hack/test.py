@@ -2,8 +2,9 @@
 
     python hack/test.py [PYTEST'S ARGUMENTS …]      -k, -x, --durations=20, … go to each part
 
-Parts that mostly wait, for a server or a clock, run beside each other; those with real engines, which take every core
-and time what they do, have the machine to themselves. Each line says whose it is. A part that fails stops no other. The
+Parts that mostly wait, for a server or a clock, run beside each other, cut so that none is much longer than the others;
+those with real engines, which take every core and time what they do, have the machine to themselves. Each line says
+whose it is. A part that fails stops no other. The
 closing line, the last, is the sum of theirs. To run one folder or one file, call pytest itself.
 """
 
@@ -23,6 +24,9 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("tests/e2e/vllm", "tests/e2e/worker")
+FAULTS = "tests/controlplane/faults"
+CRASHES = (f"{FAULTS}/test_crash_points.py", f"{FAULTS}/test_machine.py")
+API_SERVER = ("hack/cluster/build.py",)
 NOTHING_COLLECTED = 5
 STOP_SECONDS = 120.0
 # As pytest orders its closing line; what is not named goes last.
@@ -40,14 +44,24 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
+def without(paths: Iterable[str]) -> Iterable[str]:
+    return (f"--ignore={path}" for path in paths)
+
+
 STAGES = (
     (
-        Part("controlplane", ("tests/controlplane",), needs=("hack/cluster/build.py",)),
-        # Whatever comes into tests/e2e is run here, unless it is one of the engines' folders.
-        Part("others", ("tests/unit", "tests/contract", "tests/e2e", *(f"--ignore={folder}" for folder in ENGINES))),
+        # Whatever comes into a folder is run here, unless another part names it.
+        Part("others", ("tests/unit", "tests/contract", "tests/e2e", *without(ENGINES))),
+        Part("controlplane", ("tests/controlplane", *without((FAULTS,))), needs=API_SERVER),
+        Part("faults", (FAULTS, *without(CRASHES)), needs=API_SERVER),
+        Part("crashes", CRASHES, needs=API_SERVER),
     ),
     (Part("engines", ENGINES),),
 )
+
+
+# What several parts need is built by the first; the others find it there.
+_building = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -62,7 +76,8 @@ class Run:
 
     def __call__(self, arguments: Sequence[str]) -> None:
         for program in self.part.needs:
-            self.status = self._follow([sys.executable, program])
+            with _building:
+                self.status = 1 if self.told_to_end.is_set() else self._follow([sys.executable, program])
             if self.status or self.told_to_end.is_set():
                 say(self.part.name, f"{program} ended with {self.status}: these tests were not run")
                 return
