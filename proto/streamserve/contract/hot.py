@@ -46,8 +46,9 @@ def runtime_config(pair: StreamPair, uid: str, generation: int, step: int = 0) -
 
 
 def _speculation(spec: Speculation) -> rc.SpeculationConfig:
-    """Without a drafting method every depth is 0, whatever the policy says."""
-    if spec.method.value == "None":
+    """Without a drafting method every depth is 0, whatever the policy says. With the policy Off as well: the kill
+    switch has to fit engines, too, that were built for a smaller maxDepth and wait to be replaced."""
+    if spec.method.value == "None" or spec.policy.value == "Off":
         return rc.SpeculationConfig(policy=rc.DepthPolicyName.OFF)
     return rc.SpeculationConfig(
         policy=rc.DepthPolicyName(spec.policy.value),

@@ -32,7 +32,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"spec.speculation.policy": "Fixed", "spec.speculation.depth": {"min": 0, "max": 6, "fixed": 2}},
         {"speculation.policy": rc.DepthPolicyName.FIXED, "speculation.fixed_depth": 2},
     ),
-    "policy Off": ({"spec.speculation.policy": "Off"}, {"speculation.policy": rc.DepthPolicyName.OFF}),
+    "policy Off fits every engine, whatever maxDepth is to become": (
+        {"spec.speculation.policy": "Off", "spec.speculation.maxDepth": 8},
+        {"speculation.policy": rc.DepthPolicyName.OFF, "speculation.max_depth": 0, "speculation.fixed_depth": 0},
+    ),
     "without a method nothing is drafted": (
         {"spec.speculation": {"method": "None"}},
         {"speculation.policy": rc.DepthPolicyName.OFF, "speculation.max_depth": 0},

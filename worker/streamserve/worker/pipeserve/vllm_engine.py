@@ -208,7 +208,8 @@ class VllmEngine:
                 await compat.call_engine_utility(self._llm, hook.RELEASE, held)
 
     async def configure(self, id: ConfigId, speculation: SpeculationConfig) -> Adopted:
-        if self._role == "decode" and speculation.max_depth > self._info.max_depth:
+        # Without a drafter there is nothing that a bound could bound: its lane waits to be replaced.
+        if self._role == "decode" and 0 < self._info.max_depth < speculation.max_depth:
             raise InvalidRequest(
                 f"depth {speculation.max_depth} is more than the {self._info.max_depth} that this engine was built "
                 "for; lower depth.max, or raise maxDepth, which replaces the lanes",
