@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
+from streamserve.operator import naming
 from streamserve.operator.naming import Manifest
 
 _SERVER_FIELDS: Final = frozenset({("metadata", "namespace"), ("apiVersion",), ("kind",)})
@@ -34,8 +35,10 @@ Path = tuple[str, ...]
 
 
 def difference(ours: Any, live: Any) -> str:
-    """The first field of ours that the live object does not have as we want it, such as `spec.replicas`; or nothing."""
-    return next((".".join(path) for path in _differences(ours, live, ())), "")
+    """The first field of ours that the live object does not have as we want it, such as `spec.replicas`; or nothing.
+    The fingerprint of what was rendered is named only where nothing else differs: something was taken out."""
+    found = [".".join(path) for path in _differences(ours, live, ())]
+    return next((path for path in found if naming.RENDERED not in path), next(iter(found), ""))
 
 
 def to_replace(ours: Manifest, live: Manifest) -> Manifest | None:

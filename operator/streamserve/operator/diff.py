@@ -45,7 +45,7 @@ def diff(desired: Desired, observed: Observed, now: float) -> Step:
     refused = tuple(key for key, owner in blocked.items() if owner is Owner.FOREIGN)
     leftover = tuple(key for key, owner in blocked.items() if owner is Owner.LEFTOVER)
     gates = tuple(_gates(observed))
-    now_to_do = rollout(desired, _after(gates, observed), now)
+    now_to_do = rollout(desired, _after(gates, observed, now), now)
     held_back = holder(now_to_do.actions, absent=(*refused, *leftover))
     actions = [
         *_objects(desired, observed),
@@ -86,18 +86,20 @@ def _gates(observed: Observed) -> Iterator[SetGate]:
         report = observed.report(launch.lane_name(pod.lane))
         if pod.leaving or report is None:
             continue
-        ready = report.state == READY and report.revision in ("", pod.revision)
+        ready = report.state == READY and report.revision in ("", pod.reported)
         if ready != bool(pod.gate):
             reason = Reason.LANE_READY if ready else Reason.LANE_FENCED
             yield SetGate(pod.name, pod.uid, ready, reason, report.reason)
 
 
-def _after(gates: tuple[SetGate, ...], observed: Observed) -> Observed:
+def _after(gates: tuple[SetGate, ...], observed: Observed, now: float) -> Observed:
     """The pods as the gates will make them. A lane that is closed does not count from now on; one that has just been
     opened counts when its kubelet has said Ready, as everybody else sees it: until then another lane keeps its pods."""
     opens = {gate.name: gate.ready for gate in gates}
     pods = (
-        replace(pod, gate=opens[pod.name], ready=opens[pod.name] and pod.ready) if pod.name in opens else pod
+        replace(pod, gate=opens[pod.name], gate_since_seconds=now, ready=opens[pod.name] and pod.ready)
+        if pod.name in opens
+        else pod
         for pod in observed.pods
     )
     return replace(observed, pods=tuple(pods))

@@ -30,6 +30,7 @@ REPLICA: Final = "streamserve.io/replica"
 REVISION: Final = "streamserve.io/revision"
 DRAIN: Final = "streamserve.io/drain"
 DRAIN_SINCE: Final = "streamserve.io/drain-since"
+RENDERED: Final = "streamserve.io/rendered"
 LANE_READY: Final = "streamserve.io/LaneReady"
 ROUTER: Final = "router"
 ROLES: Final = ("prefill", "decode")

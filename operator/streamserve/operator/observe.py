@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Final
 
 from streamserve.contract.lane_word import READY, LaneReport, LaneWord
@@ -38,6 +39,7 @@ KINDS: Final = frozenset(
     }
 )
 """What we make. Controllers copy our labels onto objects of their own (EndpointSlices): those are not looked at."""
+OF_ANOTHER: Final = "of-another-pair"
 
 _BEING_MADE: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Not stuck by itself: an image of 10 GB is pulled for minutes. What hinders it, Events say (`events.py`)."""
@@ -59,8 +61,10 @@ class Owner(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """A worker's pod. `gate` is None until the readiness gate was first written, that is, until it first served.
-    `making_since_seconds`: when it came to a node whose kubelet has not made its container yet, None while there is
-    nothing to wait for. `held_back`: why the kubelet does not get on with that, as its Events say."""
+    `revision` is OF_ANOTHER for one that was started for another StreamPair of this name, whose deletion orphaned it:
+    routers of this one send nothing to it. `reported` is the revision that its worker tells routers. `forced`: it is to
+    go without grace. `making_since_seconds`: when it came to a node whose kubelet has not made its container yet, None
+    while there is nothing to wait for. `held_back`: why the kubelet does not get on with that, as its Events say."""
 
     name: str
     uid: str
@@ -68,6 +72,7 @@ class Pod:
     lane: int
     revision: str
     live: Manifest = field(repr=False, compare=False)
+    reported: str = ""
     phase: str = "Pending"
     running: bool = False
     container_ready: bool = False
@@ -83,6 +88,7 @@ class Pod:
     drain: str = ""
     drain_since_seconds: float = 0.0
     deletion_seconds: float | None = None
+    forced: bool = False
     node: str = ""
     making_since_seconds: float | None = None
     held_back: str = ""
@@ -228,7 +234,7 @@ def observe(
         if key[0] not in KINDS:
             continue
         owner = owner_of(live, pair, uid)
-        pod = pod_of(pair, live) if key[0] == "Pod" and owner is Owner.OURS else None
+        pod = pod_of(pair, live, uid) if key[0] == "Pod" and owner is Owner.OURS else None
         if pod is not None:
             pods.append(pod)
         elif _is_router(live, pair):
@@ -294,7 +300,7 @@ def owner_of(live: Manifest, pair: str, uid: str) -> Owner:
     return Owner.FOREIGN
 
 
-def pod_of(pair: str, live: Manifest) -> Pod | None:
+def pod_of(pair: str, live: Manifest, uid: str = "") -> Pod | None:
     """None for a pod that is no worker's. Its place is read from its name: a label may have been edited."""
     metadata, status = live["metadata"], live.get("status", {})
     place = naming.place_of(pair, metadata["name"])
@@ -311,8 +317,9 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         uid=metadata.get("uid", ""),
         slot=slot,
         lane=lane,
-        revision=revision,
+        revision=revision if _started_for(live) in ("", uid) else OF_ANOTHER,
         live=live,
+        reported=revision,
         phase=status.get("phase", "Pending"),
         running="running" in container.get("state", {}),
         container_ready=bool(container.get("ready")),
@@ -328,9 +335,16 @@ def pod_of(pair: str, live: Manifest) -> Pod | None:
         drain=notes.get(naming.DRAIN, ""),
         drain_since_seconds=seconds_of(notes.get(naming.DRAIN_SINCE)),
         deletion_seconds=None if deletion is None else seconds_of(deletion),
+        forced=deletion is not None and metadata.get("deletionGracePeriodSeconds") == 0,
         node=str(live.get("spec", {}).get("nodeName") or ""),
         making_since_seconds=_making_since_seconds(conditions, container),
     )
+
+
+def _started_for(live: Manifest) -> str:
+    """The uid of the StreamPair that its worker serves; empty where its arguments do not say."""
+    args = [word for container in live.get("spec", {}).get("containers", ())[:1] for word in container.get("args", ())]
+    return next((after for word, after in pairwise(args) if word == "--pair-uid"), "")
 
 
 def _is_router(live: Manifest, pair: str) -> bool:

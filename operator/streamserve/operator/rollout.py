@@ -9,7 +9,8 @@
     marked pod      drained, not running, or past its time → deleted with STOP_SECONDS of grace
                     (a lane's pods go together, when the last of them has finished)
     failed pod      deleted: a pod that was evicted keeps its name until somebody does
-    stuck pod       still there STUCK_SECONDS after its own deadline: its node is gone, deleted without grace
+    stuck pod       still there STUCK_SECONDS after its own deadline: its node is gone, deleted without grace, once;
+                    what is there after that is held by somebody's finalizer
 
 The mark is the memory: a plan that stopped halfway is taken up from the marks, and a marked pod is never taken back,
 for a worker that drains refuses work for ever. Before the first pod is marked for a new revision, the API server is
@@ -118,9 +119,12 @@ def _lane(index: int, pods: list[Pod], now: float) -> LaneNow:
     ready = {pod.slot.role for pod in pods if pod.serves} == set(naming.ROLES)
     takes_requests = {pod.slot.role for pod in pods if pod.takes_requests} == set(naming.ROLES)
     was_ready = any(pod.gate is not None for pod in pods)
-    # The condition Ready of a pod that never served turned false with the pod, that of the others with the fence.
+    # The condition Ready of a pod that never served turned false with the pod. That of the others turns a moment after
+    # the gate, or did before, where only the node fell silent and routers went on.
     waiting = [pod for pod in pods if not pod.ready] or pods
-    since = max(pod.unready_since_seconds if was_ready else pod.created_seconds for pod in waiting)
+    since = max(
+        max(pod.unready_since_seconds, pod.gate_since_seconds) if was_ready else pod.created_seconds for pod in waiting
+    )
     stuck = any(pod.stuck for pod in pods)
     return LaneNow(
         index=index,
@@ -218,7 +222,7 @@ def _deletions(by_lane: dict[int, list[Pod]], observed: Observed, desired: Desir
         finished = {pod.name: _finished(pod, observed, desired, now) for pod in pods}
         for pod in pods:
             if pod.deletion_seconds is not None:
-                if now > pod.deletion_seconds + STUCK_SECONDS:
+                if now > pod.deletion_seconds + STUCK_SECONDS and not pod.forced:
                     found.append(Delete("Pod", pod.name, pod.uid, Reason.STUCK_TERMINATING, grace_seconds=0))
             elif pod.phase in ("Failed", "Succeeded"):
                 found.append(Delete("Pod", pod.name, pod.uid, Reason.POD_FAILED, pod.last_words))

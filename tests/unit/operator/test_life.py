@@ -195,6 +195,28 @@ def test_the_only_router_fences_nothing_while_it_has_just_started(
     assert cluster.serving == set(), "now it has had the time to judge"
 
 
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("edits", [{"lanes": 1, BUDGET: None}, {BUDGET: 0, SURGE: 1}, {"lanes": 4}])
+def test_amid_a_rollout_a_lane_that_is_fenced_for_a_moment_is_not_lost_at_once(
+    make_body: MakeBody, site: Site, edits: Body, silent: bool
+) -> None:
+    """`silent`: its kubelet had fallen silent long before, while routers went on sending to it."""
+    cluster = settled(make_body(DEFAULTS | edits), site)
+    cluster.now += 3_600
+    if silent:
+        cluster.kubelet_says(False, "tiny-")
+        cluster.now += 3_600
+    cluster.edit(make_body(DEFAULTS | edits | {IMAGE: "registry.example/b:1"}, generation=2))
+    assert cluster.reports
+    cluster.reports = {lane: LaneReport(state="FENCED", reason="circuit open") for lane in cluster.reports}
+    assert drained(cluster) == set()
+    cluster.reconcile()
+    cluster.now += 5
+    assert drained(cluster) == set()
+    cluster.now += 10
+    assert drained(cluster), "by now it is"
+
+
 @pytest.mark.parametrize("kind", ["ConfigMap", "Pod", "Service", "Deployment", "PodDisruptionBudget", "ServiceAccount"])
 def test_a_child_that_somebody_deletes_comes_back(make_body: MakeBody, site: Site, kind: str) -> None:
     cluster = settled(make_body(DEFAULTS), site)
@@ -268,6 +290,40 @@ def test_objects_of_a_deleted_pair_of_this_name_are_waited_for(make_body: MakeBo
     assert cluster.condition("Ready")["status"] == "True"
 
 
+def test_pods_that_a_deletion_orphaned_serve_another_pair_and_are_replaced_lane_by_lane(
+    make_body: MakeBody, site: Site
+) -> None:
+    """`kubectl delete --cascade=orphan`, and the same pair once more: routers of its uid send nothing to such pods."""
+    old = settled(make_body(DEFAULTS), site)
+    cluster = Watched(make_body(DEFAULTS, uid="5f0c7a52-0000-4000-8000-000000000002"), site)
+    cluster.objects, cluster.now = copy.deepcopy(old.objects), old.now
+    cluster.drained, cluster._uids = old.drained, 1_000
+    for live in cluster.objects.values():
+        live["metadata"].pop("ownerReferences")
+    cluster.tick()
+    cluster.settle()
+    assert cluster.serving == {0, 1}
+    assert cluster.condition("Ready")["status"] == "True"
+    assert {
+        pod.live["spec"]["containers"][0]["args"].count(cluster.body["metadata"]["uid"]) for pod in cluster.pods
+    } == {1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("nodeSelector", {"pool": "x"}), ("priorityClassName", "high"), ("env", [{"name": "A", "value": "1"}])],
+)
+def test_what_is_taken_out_of_the_routers_template_leaves_the_deployment(
+    make_body: MakeBody, site: Site, field: str, value: object
+) -> None:
+    cluster = settled(make_body(DEFAULTS | {"router.template": {field: value}}), site)
+    cluster.edit(make_body(DEFAULTS | {"router.template": {}}, generation=2))
+    details = {action.kind: getattr(action, "detail", "") for action in cluster.decide().actions}
+    assert details["Deployment"] == f"metadata.annotations.{naming.RENDERED}"
+    cluster.settle()
+    assert cluster.picture() == settled(make_body(DEFAULTS, generation=2), site).picture()
+
+
 def test_a_pod_on_a_node_that_is_gone_is_deleted_without_grace_and_comes_back(make_body: MakeBody, site: Site) -> None:
     cluster = settled(make_body(DEFAULTS), site)
     lost = cluster.pods[0]
@@ -278,6 +334,21 @@ def test_a_pod_on_a_node_that_is_gone_is_deleted_without_grace_and_comes_back(ma
     assert [(action.kind, action.name) for action in cluster.decide().actions] == [("Pod", lost.name)]
     cluster.settle()
     assert cluster.serving == {0, 1}
+
+
+def test_a_pod_that_a_finalizer_holds_is_deleted_without_grace_once(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS), site)
+    held = cluster.pods[0]
+    cluster.delete("Pod", held.name)
+    cluster.now += 200
+    (forced,) = cluster.decide().actions
+    assert (forced.name, isinstance(forced, Delete)) == (held.name, True)
+    # What the API server makes of it.
+    cluster.objects["Pod", held.name]["metadata"] |= {"finalizers": ["acme.io/keep"], "deletionGracePeriodSeconds": 0}
+    assert cluster.decide().actions == ()
+    cluster.now += 200
+    cluster.reconcile()
+    assert cluster.condition("Degraded")["reason"] == "PodNotGone"
 
 
 def test_an_evicted_pod_is_replaced(make_body: MakeBody, site: Site) -> None:

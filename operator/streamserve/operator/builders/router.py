@@ -27,7 +27,7 @@ def deployment(pair: StreamPair, site: Site) -> Manifest:
     metadata: dict[str, Any] = {"labels": naming.labels(name, naming.ROUTER)}
     spec = _pod(pair, site)
     overlay.lay_over(metadata, spec, pair.spec.router.template)
-    return naming.manifest(
+    made = naming.manifest(
         pair,
         "apps/v1",
         "Deployment",
@@ -42,6 +42,10 @@ def deployment(pair: StreamPair, site: Site) -> Manifest:
             }
         },
     )
+    # What the user takes out of the template is in nothing that we render, so nothing of ours would differ. Not in the
+    # pods' own metadata: there it would replace them.
+    made["metadata"]["annotations"] = {naming.RENDERED: naming.fingerprint(made["spec"])}
+    return made
 
 
 def _pod(pair: StreamPair, site: Site) -> dict[str, Any]:

@@ -13,7 +13,8 @@
 An echo stays until its pod goes or says otherwise: silence is no news. Until a pair's processes have been asked once,
 `Heard.asked` says so: an operator that starts has nothing to say of them. Only a leader writes, and only a leader asks
 for echoes; a drain that was begun is asked for to its end, whoever leads. What another leader may have overtaken is not
-written again: in each term of the fence a pair is decided anew before anything of it is written.
+written again: in each term of the fence a pair is decided anew before anything of it is written, and what routers and
+workers said in an earlier term is forgotten.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class ProcessFleet:
         self._told = False
 
     def heard(self, key: Key) -> Heard:
+        self._begin_term()
         pair = self._pairs.get(key)
         lanes = None if self._lanes is None else self._lanes.get(key)
         echoes, asked = (dict(pair.echoes), pair.asked) if pair else ({}, False)
@@ -121,6 +123,7 @@ class ProcessFleet:
         body = self._store.pair(key)
         if body is None:
             return
+        self._begin_term()
         pair = self._pairs.setdefault(key, _Pair())
         pods = [child for child in self._store.children(key) if child["kind"] == "Pod"]
         paused = bool(body.get("spec", {}).get("paused"))
@@ -210,8 +213,10 @@ class ProcessFleet:
             return
         self._term = self._fence.term
         self._unwritten.clear()
+        self._lanes = None
         for pair in self._pairs.values():
             pair.data, pair.order = b"", _Pair().order
+            pair.echoes, pair.asked = {}, False
 
     async def _write(self, link: RedisLink) -> None:
         some = {key: pair for key in self._unwritten if (pair := self._pairs.get(key)) is not None and pair.data}
@@ -228,7 +233,7 @@ class ProcessFleet:
     async def _keep_lanes(self, link: RedisLink) -> None:
         refreshed = self._clock()
         while True:
-            began = self._clock()
+            began, term = self._clock(), self._fence.term
             if self._fence.is_up:
                 try:
                     found = await link.lanes()
@@ -240,7 +245,9 @@ class ProcessFleet:
                     found = None
                 else:
                     self._is_back()
-                self._take_lanes(found)
+                if term == self._fence.term:
+                    self._begin_term()
+                    self._take_lanes(found)
             took = self._clock() - began
             await asyncio.sleep(max(LANES_SECONDS, took / _SHARE_OF_TIME))
 

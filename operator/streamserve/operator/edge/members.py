@@ -45,7 +45,7 @@ def members(pair_uid: str, observed: Observed, pods: Iterable[Manifest]) -> Memb
             id=launch.worker_name(pod.lane, pod.slot),
             role=pod.slot.role,
             lane=pod.lane,
-            revision=pod.revision,
+            revision=pod.reported,
             address=_address(pod.live),
             serves=pod.container_ready and not pod.leaving,
             drains=bool(pod.drain) and pod.deletion_seconds is None and pod.running,

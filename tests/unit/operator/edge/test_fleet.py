@@ -284,6 +284,24 @@ async def test_workers_are_heard_in_redis_and_routers_asked_until_all_have_appli
     await bench.fleet.close()
 
 
+async def test_what_routers_and_workers_said_in_an_earlier_term_is_forgotten_in_the_next() -> None:
+    bench = Bench()
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2)
+    bench.peers.echoes["10.0.0.8:50051"] = Echo(2)
+    bench.decide(2)
+    await bench.until_heard({WORKER: (2, ""), ROUTER: (2, "")})
+    bench.fleet._take_lanes({KEY: LaneWord(lanes={"lane-0": LaneReport(state="READY")})})
+    told = bench.fleet.heard(KEY)
+    assert told.lanes is not None
+    assert told.asked
+    bench.fence.lower()
+    assert bench.fleet.heard(KEY) == told, "it only stands by"
+    bench.fence.raise_until(bench.fence.now() + 3_600)
+    told = bench.fleet.heard(KEY)
+    assert (told.lanes, told.echoes, told.asked) == (None, {}, False)
+    await bench.fleet.close()
+
+
 async def test_redis_that_stays_away_is_told_once_and_taken_back_at_once() -> None:
     bench, now = Bench(), 1_000.0
     bench.fleet._clock = lambda: now
