@@ -123,6 +123,21 @@ def test_a_spec_that_an_older_crd_let_through_is_told_and_what_runs_is_left_alon
     bench.until("Ready", "True")
 
 
+def test_what_is_taken_out_of_the_routers_template_leaves_the_deployment(
+    bench: OperatorBench, operator: Process
+) -> None:
+    served(bench, operator)
+
+    def has() -> tuple[object, bool]:
+        pod = (bench.one("Deployment", "llama-router") or {})["spec"]["template"]["spec"]
+        return pod.get("nodeSelector"), any(each["name"] == "SEEN" for each in pod["containers"][0]["env"])
+
+    bench.edit({"router": {"template": {"nodeSelector": {"pool": "x"}, "env": [{"name": "SEEN", "value": "1"}]}}})
+    wait_until(lambda: has() == ({"pool": "x"}, True), seconds=10, what="the Deployment has both")
+    bench.edit({"router": {"template": None}})
+    wait_until(lambda: has() == (None, False), seconds=10, what="the Deployment has neither")
+
+
 def test_an_event_is_told_once_for_each_change_of_a_condition(bench: OperatorBench, operator: Process) -> None:
     served(bench, operator)
     time.sleep(2.0)
