@@ -7,6 +7,7 @@ bound is not update.drainSeconds, which is hot: a change of it must not replace 
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from streamserve.contract.streampair import StreamPair
@@ -43,8 +44,9 @@ def deployment(pair: StreamPair, site: Site) -> Manifest:
         },
     )
     # What the user takes out of the template is in nothing that we render, so nothing of ours would differ. Not in the
-    # pods' own metadata: there it would replace them.
-    made["metadata"]["annotations"] = {naming.RENDERED: naming.fingerprint(made["spec"])}
+    # pods' own metadata: there it would replace them. Equal for equal specs, so without the pair's uid.
+    rendered = json.dumps(made["spec"], sort_keys=True).replace(pair.metadata.uid, "")
+    made["metadata"]["annotations"] = {naming.RENDERED: naming.fingerprint(rendered)}
     return made
 
 
