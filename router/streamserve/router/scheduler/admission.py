@@ -10,7 +10,8 @@
 
 Expected wait is work ahead / measured rate, for requests and for prompt tokens, whichever is longer. RetryInfo is that
 time over the whole queue, with 20 % of jitter to both sides so that the refused do not come back together. The rates
-are exponentially weighted over RATE_SECONDS. Bounds are read at each call: they are hot.
+are exponentially weighted over RATE_SECONDS, and taken only while somebody waits: what goes to its workers at once says
+how much is asked of the fleet, not how much it can do. Bounds are read at each call: they are hot.
 """
 
 from __future__ import annotations
@@ -51,24 +52,24 @@ class Ticket:
 
 @dataclass(slots=True)
 class _Rate:
-    """Events per second: sums that decay with RATE_SECONDS, over the time that they cover."""
+    """Events per second: sums that decay with RATE_SECONDS, over the time that they cover.
+
+    Both decay alike, so a pause changes no rate; what is measured after it counts for more.
+    """
 
     amount: float = 0.0
-    weight_seconds: float = 0.0
-    last_seconds: float | None = None
+    covered_seconds: float = 0.0
+    last_seconds: float = 0.0
 
-    def add(self, amount: float, now: float) -> None:
-        if self.last_seconds is not None:
-            passed = max(0.0, now - self.last_seconds)
-            decay = math.exp(-passed / RATE_SECONDS)
-            self.amount *= decay
-            self.weight_seconds = self.weight_seconds * decay + passed
-            self.amount += amount
+    def add(self, amount: float, covered_seconds: float, now: float) -> None:
+        decay = math.exp(-max(0.0, now - self.last_seconds) / RATE_SECONDS)
+        self.amount = self.amount * decay + amount
+        self.covered_seconds = self.covered_seconds * decay + covered_seconds
         self.last_seconds = now
 
     @property
     def per_second(self) -> float:
-        return self.amount / self.weight_seconds if self.weight_seconds > 0.0 else 0.0
+        return self.amount / self.covered_seconds if self.covered_seconds > 0.0 else 0.0
 
 
 @dataclass(slots=True)
@@ -82,6 +83,9 @@ class AdmissionQueue:
     _deadlines: list[tuple[float, int, Ticket]] = field(default_factory=list)
     _arrivals: deque[Ticket] = field(default_factory=deque)
     _waiting: set[int] = field(default_factory=set)
+    # Since when somebody has waited without a break, and until when that time is in the rates.
+    _busy_since_seconds: float = 0.0
+    _counted_seconds: float = 0.0
     _request_rate: _Rate = field(default_factory=_Rate)
     _token_rate: _Rate = field(default_factory=_Rate)
 
@@ -94,6 +98,8 @@ class AdmissionQueue:
             raise deadline_passed()
         if not again:
             self._check_room(ticket, now, bounds)
+        if not self._waiting:
+            self._busy_since_seconds = self._counted_seconds = now
         insort(self._order, (ticket.key, ticket), key=lambda entry: entry[0])
         heapq.heappush(self._deadlines, (ticket.deadline_seconds, ticket.number, ticket))
         self._arrivals.append(ticket)
@@ -150,10 +156,12 @@ class AdmissionQueue:
         return True
 
     def dispatched(self, ticket: Ticket, now: float) -> None:
-        """The ticket goes to its workers: out of the queue and into the rates."""
-        if self.remove(ticket):
-            self._request_rate.add(1.0, now)
-            self._token_rate.add(float(ticket.tokens), now)
+        """The ticket goes to its workers: out of the queue, and into the rates unless nobody has waited."""
+        if self.remove(ticket) and now > self._busy_since_seconds:
+            covered = now - self._counted_seconds
+            self._counted_seconds = now
+            self._request_rate.add(1.0, covered, now)
+            self._token_rate.add(float(ticket.tokens), covered, now)
 
     def wait_seconds(self, ahead_of: Ticket) -> float:
         """Expected wait of a new ticket: the work before it over the rates; 0 while those are unknown."""

@@ -109,7 +109,7 @@ class Dispatcher:
         self.queue.offer(ticket, now, self._config().admission, again=again)
         future: asyncio.Future[Placement] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.number] = _Waiter(ticket, request, excluded, local, now, future)
-        self.pump()
+        self.pump(now)
         self._wake.set()
         try:
             return await future
@@ -127,18 +127,22 @@ class Dispatcher:
         cursor.position = self._cursor.position
         return self._pick(request, excluded, False, cursor)
 
-    def pump(self) -> None:
-        """Give workers to as many as can have them now, in order, and end those whose time is over."""
+    def pump(self, now: float | None = None) -> None:
+        """Give workers to as many as can have them now, in order, and end those whose time is over.
+
+        `now`: when the newest came in; who gets workers at that very time has not waited.
+        """
         if self._pumping or not self._waiters:
             return
         self._pumping = True
+        now = self._clock() if now is None else now
         try:
-            self._expire()
+            self._expire(now)
             for ticket in self.queue.in_order():
                 waiter = self._waiters.get(ticket.number)
                 if waiter is None or waiter.future.done():
                     continue
-                if not self._try(waiter) and not waiter.excluded:
+                if not self._try(waiter, now) and not waiter.excluded:
                     break
         finally:
             self._pumping = False
@@ -168,15 +172,14 @@ class Dispatcher:
             await asyncio.sleep(min(max(0.0, expiry - self._clock()), _CHANGE_SECONDS))
             self.pump()
 
-    def _expire(self) -> None:
-        for ticket, error in self.queue.expired(self._clock(), self._config().admission):
+    def _expire(self, now: float) -> None:
+        for ticket, error in self.queue.expired(now, self._config().admission):
             waiter = self._waiters.get(ticket.number)
             if waiter is not None and not waiter.future.done():
                 waiter.future.set_exception(error)
 
-    def _try(self, waiter: _Waiter) -> bool:
+    def _try(self, waiter: _Waiter, now: float) -> bool:
         """False when the request has to go on waiting for load to pass."""
-        now = self._clock()
         try:
             decision = self._pick(waiter.request, waiter.excluded, waiter.local, self._cursor)
         except NoLane as error:

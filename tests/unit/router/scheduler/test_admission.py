@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -84,12 +85,16 @@ def test_a_retry_comes_back_whatever_the_bounds_say() -> None:
 
 
 def warmed(rate_seconds: float) -> AdmissionQueue:
-    """A queue that has served one request of 10 tokens every `rate_seconds`."""
+    """A queue that has served one request of 10 tokens every `rate_seconds`, always with another one waiting."""
     subject = queue()
-    for n in range(200):
-        served = ticket(10_000 + n)
-        subject.offer(served, n * rate_seconds, BOUNDS)
-        subject.dispatched(served, n * rate_seconds)
+    first = ticket(10_000)
+    subject.offer(first, 0.0, BOUNDS)
+    for n in range(1, 201):
+        following = ticket(10_000 + n)
+        subject.offer(following, n * rate_seconds, BOUNDS)
+        subject.dispatched(first, n * rate_seconds)
+        first = following
+    subject.remove(first)
     return subject
 
 
@@ -109,6 +114,49 @@ def test_a_deadline_that_the_queue_alone_will_miss_is_infeasible() -> None:
     with pytest.raises(InfeasibleDeadline, match="nothing was started") as raised:
         subject.offer(ticket(3, at=100.0, until=100.5, priority=-1), 100.0, BOUNDS)
     assert raised.value.retry_after_seconds is not None
+
+
+@pytest.mark.parametrize(("pause", "patience"), [(8 * 3_600.0, 60.0), (60.0, 0.5)], ids=["a night", "a minute"])
+def test_a_time_without_work_is_not_a_slow_service(pause: float, patience: float) -> None:
+    subject, now = warmed(0.05), pause
+    for n in range(64):
+        served = ticket(n, at=now, until=now + patience)
+        subject.offer(served, now, BOUNDS)
+        subject.dispatched(served, now)
+        now += 0.01
+    for n in (100, 101):
+        subject.offer(ticket(n, at=now, until=now + patience), now, BOUNDS)
+    assert subject.requests == 2
+
+
+def test_what_is_served_at_once_says_nothing_of_how_fast_the_fleet_is() -> None:
+    """One request every two seconds for an hour, each served at once; then two a second while others wait."""
+    subject, now = queue(), 0.0
+    for n in range(1_800):
+        served = ticket(n, until=1e6)
+        subject.offer(served, now, BOUNDS)
+        subject.dispatched(served, now)
+        now += 2.0
+    waiting = [ticket(5_000 + n, until=1e6) for n in range(7)]
+    for each in waiting[:3]:
+        subject.offer(each, now, BOUNDS)
+    for n, each in enumerate(waiting[:4]):
+        now += 0.5
+        subject.dispatched(each, now)
+        subject.offer(waiting[n + 3], now, BOUNDS)
+    assert 1.5 * 0.8 <= subject.retry_after_seconds() <= 1.5 * 1.2
+
+
+def test_a_fleet_that_gets_slower_while_others_wait_is_seen_to_be_slow() -> None:
+    subject, now = warmed(0.05), 10.0
+    waiting = [ticket(n, until=1e6) for n in range(12)]
+    subject.offer(waiting[0], now, BOUNDS)
+    for each, following in pairwise(waiting):
+        subject.offer(following, now, BOUNDS)
+        now += 5.0
+        subject.dispatched(each, now)
+    with pytest.raises(InfeasibleDeadline):
+        subject.offer(ticket(99, at=now, until=now + 4.0, priority=-1), now, BOUNDS)
 
 
 def test_deadlines_and_patience_end_in_the_queue() -> None:

@@ -21,6 +21,7 @@ from streamserve.contract.errors import (
 )
 from streamserve.contract.runtime_config import AdmissionConfig, FailurePolicy
 from streamserve.router.scheduler import dispatch
+from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
 from streamserve.v1 import worker_pb2
 
 
@@ -280,6 +281,16 @@ async def test_requests_wait_for_a_free_place_and_go_by_priority() -> None:
             gate.set()
         assert order == ["first", "high", "middle", "low"]
         assert stage.nothing_is_left()
+
+
+async def test_what_gets_its_workers_at_once_is_no_measure_of_how_fast_they_are() -> None:
+    async with Stage(FakeFleet([lane("a")])) as stage:
+        for n in range(5):
+            await stage.serve(request(str(n)))
+        queue, now = stage.dispatcher.queue, time.monotonic()
+        waiting = Ticket(number=99, tokens=2, arrival_seconds=now, deadline_seconds=now + 9.0)
+        queue.offer(waiting, now, AdmissionConfig())
+        assert queue.retry_after_seconds() >= (1.0 - JITTER) * UNKNOWN_RETRY_SECONDS
 
 
 async def test_without_any_lane_a_request_is_shed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
