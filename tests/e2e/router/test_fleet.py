@@ -253,6 +253,13 @@ async def test_bookings_count_until_the_worker_acknowledges_them(tmp_path: Path)
         assert seen(fleet, who).own_requests == 0
 
 
+async def test_nobody_books_more_than_the_models_length(tmp_path: Path) -> None:
+    async with workers() as made, fleet_of(tmp_path, made) as fleet:
+        await until(lambda: fleet.ready_lanes() == 1)
+        fleet.book("lane-0-decode-0", tokens=500_000)
+        assert seen(fleet, "lane-0-decode-0").booked_tokens == 2_048
+
+
 async def test_who_waits_for_a_change_is_woken_by_a_release(tmp_path: Path) -> None:
     async with workers() as made, fleet_of(tmp_path, made) as fleet:
         await until(lambda: fleet.ready_lanes() == 1)

@@ -128,9 +128,18 @@ def _kv_full(
     need = kv.blocks(request.prompt_tokens + (int(output_tokens) if worker.role is Role.DECODE else 0))
     free = signals.kv_blocks_total - signals.kv_blocks_used - kv.blocks(worker.booked_tokens)
     # An idle worker takes anything that fits it at all: the blocks it seems to miss are a prefix cache's.
-    if need > free and requests_on(worker) > 0:
+    if need > free and requests_on(worker) > 0 and not _beyond(worker, request, need):
         return Reason.KV_FULL, f"it takes {need} KV blocks, {max(0, free)} are free"
     return None
+
+
+def _beyond(worker: WorkerView, request: RouteRequest, need: int) -> bool:
+    """An estimate of more than can ever be here: no wait makes room for it, and whoever is behind would wait in vain.
+
+    The worker counts the tokens: it takes fewer, and refuses so many at once.
+    """
+    total = 0 if worker.signals is None else worker.signals.kv_blocks_total
+    return request.prompt_estimated and (need > total or 0 < worker.max_model_tokens <= request.prompt_tokens)
 
 
 def requests_on(worker: WorkerView) -> int:

@@ -152,8 +152,10 @@ class Fleet:
 
     def book(self, worker_id: str, *, tokens: int) -> Booking:
         """Reserve before dispatching. `tokens`: for a prefill worker the prompt tokens to compute, for a decode
-        worker the KV that the request will need (prompt + expected output). Raises WorkerLost."""
+        worker the KV that the request will need (prompt + expected output); what is over the model's length, as an
+        estimate may be, will never be there. Raises WorkerLost."""
         worker = self._worker(worker_id)
+        tokens = min(tokens, worker.max_model_tokens or tokens)
 
         def changed() -> None:
             worker.touched(self._clock())

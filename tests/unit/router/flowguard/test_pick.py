@@ -131,6 +131,14 @@ CHOSEN = {
         request=prompt(prompt_estimated=True),
         want="a",
     ),
+    "an estimate of more than the model's length does not wait for room, the worker will refuse it": Case(
+        [lane("a").kv_used(5_000).running(3)], request=prompt(120_000, prompt_estimated=True), want="a"
+    ),
+    "nor does one of more KV blocks than there are": Case(
+        [lane("a").model_length(0).kv_used(5_000).running(3)],
+        request=prompt(160_001, prompt_estimated=True),
+        want="a",
+    ),
     "a one-token request needs no decode worker": Case(
         [lane("a").running(33).waiting(20), lane("b").queued(tokens=2_000)],
         request=prompt(output=1),
@@ -230,6 +238,12 @@ NOBODY = {
     "workers that never reported": Nobody([lane("a").silent_since_start()], reason=Reason.NO_SIGNALS),
     "a full fleet is busy: the request waits, it does not go down the ladder": Nobody(
         [lane("a").running(32).waiting(4), lane("b").running(36)], reason=Reason.AT_CAPACITY, busy=True
+    ),
+    "an estimate that may be true waits for room": Nobody(
+        [lane("a").kv_used(5_000).running(3)],
+        request=prompt(99_000, prompt_estimated=True),
+        reason=Reason.KV_FULL,
+        busy=True,
     ),
     "a prefill worker under suspicion is waited for, not bypassed": Nobody(
         [lane("a").health(Health.SUSPECT, role=Role.PREFILL)], reason=Reason.SUSPECT, busy=True

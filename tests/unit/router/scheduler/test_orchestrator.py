@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from tests.unit.router.flowguard.builders import lane, settings
@@ -281,6 +282,28 @@ async def test_requests_wait_for_a_free_place_and_go_by_priority() -> None:
             gate.set()
         assert order == ["first", "high", "middle", "low"]
         assert stage.nothing_is_left()
+
+
+async def test_a_text_that_looks_longer_than_any_worker_holds_nobody_up() -> None:
+    streaming = asyncio.Event()
+
+    def decode(_: str) -> list[object]:
+        streaming.set()
+        return [chunk(0, 7), HANG]
+
+    fleet = FakeFleet([lane("a")], decode=decode)
+    async with Stage(fleet) as stage:
+        stream = asyncio.create_task(stage.serve(request("stream")))
+        await streaming.wait()
+        fleet.decode = lambda _: [chunk(0, 7, 8, 9, 5, last=True)]
+        text = replace(request("big", seconds=300.0), prompt_tokens=500_000, prompt_estimated=True)
+        big = asyncio.create_task(stage.serve(text))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1.0):
+            await stage.serve(request("normal"))
+            await big
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
 
 
 async def test_what_gets_its_workers_at_once_is_no_measure_of_how_fast_they_are() -> None:
