@@ -29,7 +29,6 @@ _FIRST_PLAIN_TOKEN: Final = 16
 class Booked(Protocol):
     """What the canary needs of a booking."""
 
-    @property
     def dispatch(self) -> worker_pb2.Dispatch: ...
 
     def release(self) -> None: ...
@@ -71,7 +70,7 @@ async def _transfer(request_id: str, prefill: Side, decode: Side, rng: Random, t
                 attempt=1,
                 prompt=prompt,
                 sampling=sampling,
-                dispatch=prefill.booking.dispatch,
+                dispatch=prefill.booking.dispatch(),
             ),
             timeout_seconds=timeout_seconds,
         )
@@ -82,7 +81,7 @@ async def _transfer(request_id: str, prefill: Side, decode: Side, rng: Random, t
             attempt=1,
             prompt=common_pb2.Prompt(token_ids=answer.prompt_token_ids),
             sampling=sampling,
-            dispatch=decode.booking.dispatch,
+            dispatch=decode.booking.dispatch(),
             kv_handle=answer.kv_handle,
             cached_prompt_tokens=answer.cached_prompt_tokens,
         )

@@ -101,7 +101,7 @@ async def test_a_router_that_starts_without_redis_serves_within_5_seconds(tmp_pa
         assert not fleet.view().redis_connected
         decision = pick(REQUEST, fleet.view(), CONFIG, Random(1))
         booking = fleet.book(decision.decode_worker or "", tokens=28)
-        request = worker_pb2.DecodeRequest(request_id="r", attempt=1, dispatch=booking.dispatch)
+        request = worker_pb2.DecodeRequest(request_id="r", attempt=1, dispatch=booking.dispatch())
         request.sampling.max_tokens = 3
         client = fleet.client(decision.decode_worker or "")
         got = [chunk.message.first_token_index async for chunk in client.decode(request, timeout_seconds=5)]
@@ -244,7 +244,7 @@ async def test_bookings_count_until_the_worker_acknowledges_them(tmp_path: Path)
         who = "lane-0-prefill-0"
         booking = fleet.book(who, tokens=500)
         assert (seen(fleet, who).booked_tokens, seen(fleet, who).own_requests) == (500, 1)
-        request = worker_pb2.PrefillRequest(request_id="r", attempt=1, dispatch=booking.dispatch)
+        request = worker_pb2.PrefillRequest(request_id="r", attempt=1, dispatch=booking.dispatch())
         await fleet.client(who).prefill(request, timeout_seconds=5)
         fleet.on_load_report(who, made[who].says())
         assert (seen(fleet, who).booked_tokens, seen(fleet, who).own_requests) == (0, 1)

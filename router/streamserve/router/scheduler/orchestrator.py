@@ -343,7 +343,7 @@ class _Run:
             sampling=self._request.sampling_message,
             workload=self._request.workload,
             priority=self._request.priority,
-            dispatch=placement.prefill.dispatch if placement.prefill else None,
+            dispatch=placement.prefill.dispatch() if placement.prefill else None,
             final=action.route.mode == core.PREFILL_ONLY,
         )
         try:
@@ -421,7 +421,7 @@ class _Run:
             sampling=self._request.sampling_message,
             workload=self._request.workload,
             priority=self._request.priority,
-            dispatch=placement.decode.dispatch if placement.decode else None,
+            dispatch=placement.decode.dispatch() if placement.decode else None,
             kv_handle=handoff.kv_handle,
             cached_prompt_tokens=handoff.cached_prompt_tokens,
         )

@@ -57,11 +57,13 @@ def request(name: str = "r", *, max_tokens: int = 4, seconds: float = 30.0, prio
 
 class FakeBooking:
     def __init__(self, fleet: FakeFleet, worker_id: str) -> None:
-        self.dispatch = worker_pb2.Dispatch(router_id=1, sequence=1)
         self.worker_id = worker_id
         self._fleet = fleet
         fleet.booked[worker_id] += 1
         self._open = True
+
+    def dispatch(self) -> worker_pb2.Dispatch:
+        return worker_pb2.Dispatch(router_id=1, sequence=1)
 
     def release(self) -> None:
         if self._open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,10 @@ from streamserve.contract.errors import (
     WorkerLost,
 )
 from streamserve.contract.runtime_config import AdmissionConfig, FailurePolicy
+from streamserve.contract.signals import Ack, Role, WorkerSignals
 from streamserve.router.scheduler import dispatch
 from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
+from streamserve.router.signals.bookings import Booking, Ledger
 from streamserve.v1 import worker_pb2
 
 
@@ -314,6 +317,31 @@ async def test_what_gets_its_workers_at_once_is_no_measure_of_how_fast_they_are(
         waiting = Ticket(number=99, tokens=2, arrival_seconds=now, deadline_seconds=now + 9.0)
         queue.offer(waiting, now, AdmissionConfig())
         assert queue.retry_after_seconds() >= (1.0 - JITTER) * UNKNOWN_RETRY_SECONDS
+
+
+async def test_a_long_prompt_stays_booked_for_decode_while_a_short_one_that_came_later_is_there_already() -> None:
+    answers, is_there = [HANG, PREFILLED], asyncio.Event()
+    ledgers = defaultdict[str, Ledger](lambda: Ledger(1))
+
+    def prefill(_: str) -> object:
+        is_there.set()
+        return answers.pop(0)
+
+    fleet = FakeFleet([lane("a")], prefill=prefill)
+    fleet.book = lambda worker, *, tokens: Booking(worker, ledgers[worker], 1, tokens, lambda: None)  # type: ignore
+    async with Stage(fleet) as stage:
+        long = asyncio.create_task(stage.serve(replace(request("long"), prompt_tokens=9_000)))
+        await is_there.wait()
+        await stage.serve(request("short"))
+        (sent,) = [message for called, message in fleet.calls if called == "a-d0"]
+        signals = WorkerSignals(
+            role=Role.DECODE, boot_id=1, epoch=2, uid_fingerprint=1, acks=(Ack(1, sent.dispatch.sequence),)
+        )
+        ledgers["a-d0"].acknowledge(signals)
+        assert (ledgers["a-d0"].booked_requests, ledgers["a-d0"].booked_tokens) == (1, 9_004)
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+        assert ledgers["a-d0"].booked_requests == 0
 
 
 async def test_without_any_lane_a_request_is_shed_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Which of two values is newer, and what of our own work the newer one does not show yet."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,50 +57,77 @@ def test_no_bytes_make_the_store_raise(raw: bytes) -> None:
     assert LatestSignals(Role.DECODE).offer(raw, 1.0) in set(Offer)
 
 
+def booked(ledger: Ledger, tokens: int = 10, changed: Callable[[], None] = lambda: None) -> Booking:
+    return Booking("w", ledger, ROUTER, tokens, changed)
+
+
+def acknowledging(*acks: Ack) -> WorkerSignals:
+    return replace(BASE, acks=acks)
+
+
 def test_what_is_above_the_acknowledgement_is_booked() -> None:
     ledger = Ledger(ROUTER)
     for tokens in (10, 20, 30):
-        ledger.book(tokens)
-    ledger.acknowledge(replace(BASE, acks=(Ack(ROUTER, 2), Ack(ROUTER + 1, 99))))
+        booked(ledger, tokens).dispatch()
+    ledger.acknowledge(acknowledging(Ack(ROUTER, 2), Ack(ROUTER + 1, 99)))
     assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (1, 30, 3)
 
 
-def test_a_release_is_idempotent_and_tells_who_waits() -> None:
+def test_an_older_booking_whose_prompt_is_still_being_computed_outlives_the_acknowledgement_of_a_younger_one() -> None:
+    ledger = Ledger(ROUTER)
+    long, short = booked(ledger, 9_000), booked(ledger, 10)
+    assert short.dispatch().sequence == 1
+    ledger.acknowledge(acknowledging(Ack(ROUTER, 1)))
+    assert (ledger.booked_requests, ledger.booked_tokens) == (1, 9_000)
+    assert long.dispatch().sequence == 2
+    ledger.acknowledge(acknowledging(Ack(ROUTER, 1)))
+    assert (ledger.booked_requests, ledger.booked_tokens) == (1, 9_000)
+    ledger.acknowledge(acknowledging(Ack(ROUTER, 2)))
+    assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["never sent", "sent"])
+def test_a_release_is_idempotent_and_tells_who_waits(is_sent: bool) -> None:
     told: list[str] = []
     ledger = Ledger(ROUTER)
-    booking = Booking("w", ledger, ROUTER, 10, lambda: told.append("changed"))
-    assert (booking.dispatch.router_id, booking.dispatch.sequence) == (ROUTER, 1)
+    booking = booked(ledger, changed=lambda: told.append("changed"))
+    if is_sent:
+        assert (booking.dispatch().router_id, booking.dispatch().sequence) == (ROUTER, 1)
     booking.release()
     booking.release()
     assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (0, 0, 0)
     assert told == ["changed"]
 
 
-def test_a_restart_forgets_what_the_old_start_was_sent() -> None:
+def test_a_restart_forgets_what_the_old_start_was_sent_and_nothing_else() -> None:
     ledger = Ledger(ROUTER)
-    first = ledger.book(10)
+    first, second = booked(ledger, 10), booked(ledger, 20)
+    first.dispatch()
     ledger.restarted()
-    assert (ledger.booked_requests, ledger.own_requests) == (0, 1)
-    ledger.release(first)
-    assert ledger.own_requests == 0
-    assert ledger.book(1) == 2, "sequences go on: the same router never repeats one"
+    assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (1, 20, 2)
+    first.release()
+    assert (ledger.booked_tokens, ledger.own_requests) == (20, 1)
+    assert second.dispatch().sequence == 2, "sequences go on: the same router never repeats one"
 
 
-@given(st.lists(st.sampled_from(["book", "ack", "release", "restart"]), max_size=80))
+@given(st.lists(st.sampled_from(["book", "send", "ack", "release", "restart"]), max_size=80))
 def test_when_everything_is_released_nothing_is_booked(history: list[str]) -> None:
-    ledger, held, ack = Ledger(ROUTER), [], 0
+    ledger, held, sent, ack = Ledger(ROUTER), list[Booking](), list[Booking](), 0
     for event in history:
         if event == "book":
-            held.append(ledger.book(7))
-        elif event == "ack" and held:
-            ack = max(ack, held[len(held) // 2])
-            ledger.acknowledge(replace(BASE, acks=(Ack(ROUTER, ack),)))
+            held.append(booked(ledger, 7))
+        elif event == "send" and held:
+            sent.append(held[len(held) // 2])
+            sent[-1].dispatch()
+        elif event == "ack" and sent:
+            ack = max(ack, sent[len(sent) // 2].dispatch().sequence)
+            ledger.acknowledge(acknowledging(Ack(ROUTER, ack)))
         elif event == "release" and held:
-            ledger.release(held.pop(0))
+            held.pop(0).release()
         elif event == "restart":
             ledger.restarted()
         assert ledger.booked_tokens == 7 * ledger.booked_requests
-        assert 0 <= ledger.booked_requests <= ledger.own_requests == len(held)
-    for sequence in held:
-        ledger.release(sequence)
+        assert sum(one not in sent for one in held) <= ledger.booked_requests <= ledger.own_requests == len(held)
+    for booking in held:
+        booking.release()
     assert (ledger.booked_requests, ledger.booked_tokens, ledger.own_requests) == (0, 0, 0)
