@@ -61,6 +61,27 @@ def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
     assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
 
 
+def test_what_was_drafted_and_moved_is_told_of_an_answer_that_a_stop_string_ends_too(
+    fleet: RealFleet, client: openai.OpenAI
+) -> None:
+    """vLLM finds the string outside its engine core, whose scheduler learns of the end later than the client could."""
+    options: Any = {"model": "tiny", "prompt": PROMPT, "max_tokens": 64, "temperature": 0}
+    text = client.completions.create(**options, extra_body={"ignore_eos": True}).choices[0].text
+    stop = text[80:86]
+    answer = client.completions.create(**options, stop=[stop], extra_body={"ignore_eos": True})
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None and answer.usage.completion_tokens_details is not None
+    drafts = answer.usage.completion_tokens_details
+    assert (drafts.accepted_prediction_tokens or 0) + (drafts.rejected_prediction_tokens or 0) > 0
+    sampling: dict[str, object] = {"max_tokens": 64, "temperature": 0.0, "ignore_eos": True, "stop": [stop]}
+    usages = [
+        calls.generate(fleet.ready["grpc"], calls.request(PROMPT, **sampling), request_id="twice").usage
+        for _ in range(2)
+    ]
+    assert all(usage.drafted_tokens > 0 for usage in usages)
+    assert all(usage.depths_seen_mask > 0 and usage.kv_transfer_bytes > 0 for usage in usages)
+
+
 @pytest.mark.parametrize("top", [0, 3])
 def test_as_many_logprobs_as_were_asked_for_the_likeliest_first(client: openai.OpenAI, top: int) -> None:
     """Sampled hot, so that now and then the token is none of the likeliest: then vLLM itself hands out more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -220,6 +220,17 @@ def test_workloads_learn_slowly_come_most_recent_first_and_are_bounded() -> None
     assert names["chat"].mean_emitted_tokens_per_step == pytest.approx(2)
     workloads.observe("sum", outcome(10, 0))
     assert [w.name for w in workloads.latest()] == ["sum", "chat"]
+
+
+def test_an_answer_whose_drafts_nobody_recorded_teaches_nothing() -> None:
+    workloads = Workloads()
+    unknown = replace(outcome(100, 0), recorded=False)
+    workloads.observe("code", unknown)
+    assert workloads.latest() == ()
+    workloads.observe("code", outcome(8, 6))
+    known = workloads.latest()
+    workloads.observe("code", unknown)
+    assert workloads.latest() == known
 
 
 # ---- wire ----

@@ -149,7 +149,7 @@ def test_a_request_record_holds_depths_drafts_and_what_was_pulled(tmp_path: Path
     it.request_finished("a-12345678", "a")
     it.publish()
     reader = Record.open(tmp_path / "record")
-    assert reader.finished("a") == RequestRecord(0b1001, 3, 2, 2, 256, 2)
+    assert reader.finished("a") == RequestRecord(0b1001, 3, 2, 2, 256, 2, added_at=100.0)
     figures = reader.snapshot()
     assert figures.depth_steps[:4] == (1, 0, 0, 1)
     assert (figures.drafted_by_position[:4], figures.accepted_by_position[:4]) == ((1, 1, 1, 0), (1, 1, 0, 0))

@@ -75,6 +75,15 @@ def test_the_newest_of_two_with_the_same_id_wins(tmp_path: Path) -> None:
     assert reader.finished("a") == RequestRecord(2, 0, 0, 0)
 
 
+def test_an_earlier_request_with_the_same_id_is_not_taken_for_one_that_has_no_entry_yet(tmp_path: Path) -> None:
+    writer, reader = pair(tmp_path)
+    writer.finish("a", RequestRecord(1, 0, 0, 0, added_at=5.0))
+    writer.write(Figures(finished_requests=1))
+    assert reader.finished("a", since=5.5) is None
+    writer.finish("a", RequestRecord(2, 0, 0, 0, added_at=6.0))
+    assert reader.finished("a", since=5.5) == RequestRecord(2, 0, 0, 0, added_at=6.0)
+
+
 def test_the_ring_keeps_its_last_4096(tmp_path: Path) -> None:
     writer, reader = pair(tmp_path)
     for number in range(RING + 10):

@@ -1,8 +1,9 @@
 """What each workload class does lately on this worker: tokens per decode step, and length of an answer.
 
 Exponential averages over finished requests, weight 0.1. A decode step emits one token more than it accepts, so a
-request of n tokens with a accepted drafts took n - a steps. Classes are those that requests name; the one unused for
-longest is forgotten when there are more than the signals have room for.
+request of n tokens with a accepted drafts took n - a steps; one whose drafts nobody recorded teaches nothing. Classes
+are those that requests name; the one unused for longest is forgotten when there are more than the signals have room
+for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Workloads:
         self._known: OrderedDict[str, WorkloadAcceptance] = OrderedDict()
 
     def observe(self, name: str, outcome: Outcome) -> None:
-        if outcome.completion_tokens < 1:
+        if outcome.completion_tokens < 1 or not outcome.recorded:
             return
         emitted, output = emitted_per_step(outcome), float(outcome.completion_tokens)
         old = self._known.get(name)

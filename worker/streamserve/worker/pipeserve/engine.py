@@ -106,7 +106,8 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is known when a request ends. Depths and drafts are the scheduler's own record of this request."""
+    """What is known when a request ends. Depths, drafts and transferred bytes are the scheduler's own record of this
+    request; where `recorded` is false there was none, and they are 0 for want of it."""
 
     reason: FinishReason
     prompt_tokens: int
@@ -116,6 +117,7 @@ class Outcome:
     accepted_tokens: int = 0
     depths_seen_mask: int = 0
     kv_transfer_bytes: int = 0
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

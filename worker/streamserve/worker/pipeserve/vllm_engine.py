@@ -45,11 +45,14 @@ from streamserve.worker.pipeserve.vllm_meters import Meters
 from streamserve.worker.specustream import hook
 from streamserve.worker.specustream.policy import Adopted as SchedulerVersion
 from streamserve.worker.specustream.policy import Configure
-from streamserve.worker.specustream.record import Record
+from streamserve.worker.specustream.record import Record, RequestRecord
 
 _LONG_TEXT_CHARACTERS: Final = 20_000
 _MAX_HELD: Final = 8_192
 _STOP_SECONDS: Final = 10.0
+# How long the last chunk of an answer waits for the scheduler's record of it, which comes a step after a stop string.
+_RECORD_SECONDS: Final = 0.5
+_RECORD_POLL_SECONDS: Final = 0.003
 
 
 async def create(
@@ -178,7 +181,7 @@ class VllmEngine:
         params = vllm_requests.answer_params(
             job.sampling, max_tokens=room, speculative=self._speculative, handle=kv_handle
         )
-        index = 0
+        index, began = 0, time.monotonic()
         async with contextlib.aclosing(self._outputs(job, ids, params)) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
@@ -188,13 +191,19 @@ class VllmEngine:
                 new = list(completion.token_ids)
                 if not new and ended is None:
                     continue
-                cached = cached_prompt_tokens if kv_handle else int(output.num_cached_tokens or 0)
+                outcome = None
+                if ended is not None:
+                    # vLLM names the stop string that it found; of the end of sequence it says None or a token's id.
+                    late = isinstance(completion.stop_reason, str)
+                    cached = cached_prompt_tokens if kv_handle else int(output.num_cached_tokens or 0)
+                    entry = await self._entry(job, began, late=late)
+                    outcome = self._outcome(entry, ended, len(ids), index + len(new), cached)
                 yield Chunk(
                     first_token_index=index,
                     token_ids=new,
                     text=completion.text,
                     logprobs=vllm_requests.logprobs_of(new, completion.logprobs, count=job.sampling.logprobs),
-                    outcome=self._outcome(job, ended, len(ids), index + len(new), cached) if ended else None,
+                    outcome=outcome,
                 )
                 index += len(new)
 
@@ -258,8 +267,23 @@ class VllmEngine:
         except Exception as error:
             raise self._translated(error) from error
 
-    def _outcome(self, job: Job, ended: str, prompt: int, completion: int, cached: int) -> Outcome:
-        entry = self._record.finished(job.request_id)
+    async def _entry(self, job: Job, began: float, *, late: bool) -> RequestRecord | None:
+        """The scheduler's record of this request, none of an earlier one with its id; waited for where it is `late`."""
+        until = time.monotonic() + (_RECORD_SECONDS if late else 0.0)
+        looked_at = -1
+        while True:
+            # To look through the ring takes longer than to see whether anything was added to it.
+            finished = self._record.snapshot().finished_requests
+            if finished != looked_at:
+                entry = self._record.finished(job.request_id, since=began)
+                if entry is not None:
+                    return entry
+                looked_at = finished
+            if self._dead() or time.monotonic() >= until:
+                return None
+            await asyncio.sleep(_RECORD_POLL_SECONDS)
+
+    def _outcome(self, entry: RequestRecord | None, ended: str, prompt: int, completion: int, cached: int) -> Outcome:
         return Outcome(
             reason=vllm_requests.FINISH_REASONS[ended],
             prompt_tokens=prompt,
@@ -269,6 +293,7 @@ class VllmEngine:
             accepted_tokens=entry.accepted if entry else 0,
             depths_seen_mask=entry.depth_mask if entry else 0,
             kv_transfer_bytes=entry.blocks_received * self._info.kv.bytes_per_block if entry else 0,
+            recorded=entry is not None,
         )
 
     # ---- errors ----

@@ -37,6 +37,7 @@ COLD_DECODE_STEPS = 4
 class LiveRequest:
     """What is counted of a request while it lives here."""
 
+    added_at: float
     uncomputed_tokens: int = 0
     depth_mask: int = 0
     drafted: int = 0
@@ -125,7 +126,7 @@ class Driver:
         self._fallback = ""
 
     def request_added(self, request_id: str, uncomputed_tokens: int) -> None:
-        self._live[request_id] = LiveRequest(uncomputed_tokens)
+        self._live[request_id] = LiveRequest(self._clock(), uncomputed_tokens)
         self._waiting_tokens += uncomputed_tokens
 
     def request_received(self, request_id: str, tokens: int, blocks: int) -> None:
@@ -231,7 +232,7 @@ class Driver:
         self._previous_output_at = None
 
     def request_finished(self, request_id: str, external_id: str) -> None:
-        """Put the request into the ring; called before vLLM emits its last output."""
+        """Put the request into the ring; called before vLLM emits its last output, but for a stop string."""
         live = self._live.pop(request_id, None)
         if live is None:
             return
@@ -245,6 +246,7 @@ class Driver:
                 live.steps,
                 live.external_tokens,
                 live.blocks_received,
+                live.added_at,
             )
             self._writer.finish(external_id, record)
 

@@ -1,17 +1,18 @@
 """The scheduler's own record of what it did, shared with the worker's main process through one small mapped file.
 
 The engine core writes it between steps; anyone with the path may read it, without IPC and without waiting. Layout,
-little-endian, version 2:
+little-endian, version 3:
 
     offset 0      header   magic, version, sequence number
     offset 64     figures  two slots of `Figures`, one fixed struct each
-    offset 4096   ring     RING finished requests, 40 bytes each
+    offset 4096   ring     RING finished requests, 48 bytes each
 
 The writer fills the slot that nobody reads, then raises the sequence number, whose parity names the slot to read. So a
 reader never waits for a writer that was put off its core in the middle of writing; it reads again only when the number
-moved while it read. A ring entry is guarded by its key, which is zero while the entry is being written. Entries are
-written before vLLM emits the request's last output, so whoever has seen a request finish finds its entry, until RING
-later requests have overwritten it.
+moved while it read. A ring entry is guarded by its key, which is zero while the entry is being written. Where the
+engine core ends a request (end of sequence, length), its entry is written before its last output is emitted, so
+whoever has seen that finds the entry, until RING later requests have overwritten it. A stop string is found by vLLM's
+main process, which emits the last output first and tells the core then: that entry comes later, by a step or so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from streamserve.worker.specustream.policy import MAX_DEPTH
 
 MAGIC = b"SSRECORD"
-VERSION = 2
+VERSION = 3
 RING = 4096
 
 _HEADER = struct.Struct("<8sIIQ")
@@ -35,7 +36,7 @@ _SEQUENCE = struct.Struct("<Q")
 _SEQUENCE_AT = 16
 _FIGURES_AT = 64
 _RING_AT = 4096
-_ENTRY = struct.Struct("<QIIIIQQ")
+_ENTRY = struct.Struct("<QIIIIQQd")
 _KEY = struct.Struct("<Q")
 _SIZE = _RING_AT + RING * _ENTRY.size
 _FALLBACK_BYTES = 160
@@ -114,6 +115,8 @@ class RequestRecord:
     """Prompt tokens whose KV came from another engine."""
     blocks_received: int = 0
     """KV blocks pulled for them."""
+    added_at: float = 0.0
+    """When the scheduler got it, by CLOCK_MONOTONIC: tells apart requests that had one id after each other."""
 
 
 def key_of(request_id: str) -> int:
@@ -182,6 +185,7 @@ class RecordWriter:
             record.steps,
             record.external_tokens,
             record.blocks_received,
+            record.added_at,
         )
         _KEY.pack_into(self._map, at, key)
 
@@ -223,8 +227,9 @@ class Record:
                 break
         return self._latest
 
-    def finished(self, request_id: str) -> RequestRecord | None:
-        """The newest entry of `request_id`; None when it never finished here or was overwritten."""
+    def finished(self, request_id: str, *, since: float = 0.0) -> RequestRecord | None:
+        """The newest entry of `request_id` that was added at `since` or later; None when there is none (yet), or it
+        was overwritten."""
         wanted = key_of(request_id)
         newest = self.snapshot().finished_requests
         # The figures may be a step behind the ring, so look a little ahead of them first.
@@ -234,8 +239,11 @@ class Record:
             if key != wanted:
                 continue
             entry = _ENTRY.unpack_from(self._map, at)
-            if entry[0] == wanted and _KEY.unpack_from(self._map, at)[0] == wanted:
-                return RequestRecord(*entry[1:])
+            if entry[0] != wanted or _KEY.unpack_from(self._map, at)[0] != wanted:
+                continue
+            found = RequestRecord(*entry[1:])
+            if found.added_at >= since:
+                return found
         return None
 
     def close(self) -> None:
