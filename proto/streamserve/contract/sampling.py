@@ -40,6 +40,11 @@ class Sampling:
     min_tokens: int = 0
     ignore_eos: bool = False
 
+    @property
+    def most_tokens(self) -> int:
+        """What is generated at most, where the model's length leaves as much. The default is never below min_tokens."""
+        return max(DEFAULT_MAX_TOKENS, self.min_tokens) if self.max_tokens is None else self.max_tokens
+
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 2.0)
         if 0 < self.temperature < MIN_TEMPERATURE:

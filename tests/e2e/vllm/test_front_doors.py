@@ -26,7 +26,11 @@ MESSAGES: Any = [
 ]
 PROMPT = "A gardener has twelve pots and plants four seeds in each of them."
 # Texts whose length in tokens is another one for a tokenizer than for the simulator, which takes bytes.
-BY_BYTES = {"a prompt of text over the limit", "max_tokens that a text prompt leaves no room for"}
+BY_BYTES = {
+    "a prompt of text over the limit",
+    "max_tokens that a text prompt leaves no room for",
+    "min_tokens that a text prompt leaves no room for",
+}
 QUEUED, ASKED, ANSWER_TOKENS, PATIENCE_SECONDS = 4, 80, 48, 45.0
 LOADED, STEER_SECONDS, LOADED_SECONDS, PER_SECOND, SHARE = "lane-0", 0.3, 2.0, 15.0, 0.9
 

@@ -17,7 +17,7 @@ from streamserve.contract import sampling as sampling_contract
 from streamserve.contract import tokens
 from streamserve.contract.errors import DeadlineExceeded, InvalidRequest, NotReady, UnknownModel
 from streamserve.contract.runtime_config import RuntimeConfig
-from streamserve.contract.sampling import DEFAULT_MAX_TOKENS, MAX_WORKLOAD_CHARACTERS, Sampling
+from streamserve.contract.sampling import MAX_WORKLOAD_CHARACTERS, Sampling
 from streamserve.router.scheduler.request import GenerationRequest
 from streamserve.v1 import common_pb2, inference_pb2
 
@@ -78,7 +78,7 @@ class Checks:
         prompt_tokens = _prompt_tokens(message.prompt, limits)
         exact = message.prompt.HasField("token_ids")
         _fits(prompt_tokens, exact, sampling, limits)
-        max_tokens = sampling.max_tokens or DEFAULT_MAX_TOKENS
+        max_tokens = sampling.most_tokens
         if limits.max_model_tokens and exact:
             max_tokens = min(max_tokens, limits.max_model_tokens - prompt_tokens)
             message.sampling.max_tokens = max_tokens
@@ -183,9 +183,9 @@ def _fits(prompt_tokens: int, exact: bool, sampling: Sampling, limits: ModelLimi
             field="prompt",
         )
     prompt = prompt_tokens if exact else 1
-    if sampling.max_tokens is not None and prompt + sampling.max_tokens > length:
-        raise InvalidRequest(
-            f"max_tokens is {sampling.max_tokens}; the model's length of {length} leaves "
-            f"{length - prompt} after the prompt",
-            field="sampling.max_tokens",
-        )
+    for name, asked in (("max_tokens", sampling.max_tokens or 0), ("min_tokens", sampling.min_tokens)):
+        if prompt + asked > length:
+            raise InvalidRequest(
+                f"{name} is {asked}; the model's length of {length} leaves {length - prompt} after the prompt",
+                field=f"sampling.{name}",
+            )

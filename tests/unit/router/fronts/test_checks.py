@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.contract import tokens
+from streamserve.contract import sampling, tokens
 from streamserve.contract.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamServeError, UnknownModel
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.router.fronts.checks import MAX_DEADLINE_SECONDS, Checks, ModelLimits
@@ -47,6 +47,12 @@ REFUSED: dict[str, tuple[inference_pb2.GenerateRequest, str, str]] = {
         "leaves 10",
     ),
     "an answer that fits beside no prompt": (text("x", max_tokens=100), "sampling.max_tokens", "leaves 99"),
+    "more at least than fits beside the prompt": (
+        ids(*range(90), min_tokens=11),
+        "sampling.min_tokens",
+        "min_tokens is 11.* leaves 10",
+    ),
+    "more at least than fits beside no prompt": (text("x", min_tokens=100), "sampling.min_tokens", "leaves 99"),
     "a chat with a role of its own": (chat("robot", "hi"), "prompt.chat", "use one of system"),
     "a chat without words": (chat("user", ""), "prompt.chat", "empty"),
     "an unknown field inside sampling": (
@@ -89,6 +95,13 @@ def test_model(served: tuple[str, ...], name: str, want: type[StreamServeError] 
 def test_the_default_answer_is_what_the_model_leaves() -> None:
     request = checks("tiny").checked(ids(*range(60)), request_id="r", remaining_seconds=None)
     assert (request.max_tokens, request.sampling_message.max_tokens, request.prompt_estimated) == (40, 40, False)
+
+
+def test_the_default_answer_is_never_shorter_than_the_least_that_is_asked_for() -> None:
+    subject = checks("tiny", limits=ModelLimits(max_model_tokens=8_192, vocabulary_size=1_000))
+    request = subject.checked(ids(1, 2, min_tokens=300), request_id="r", remaining_seconds=None)
+    assert sampling.from_proto(request.sampling_message).max_tokens == request.max_tokens == 300
+    assert subject.checked(text("x", min_tokens=300), request_id="r", remaining_seconds=None).max_tokens == 300
 
 
 def test_text_is_estimated_and_never_refused_for_its_estimate() -> None:

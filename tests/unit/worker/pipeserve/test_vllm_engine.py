@@ -1,4 +1,4 @@
-"""The engine over a stand-in for AsyncLLM: what is told of a request when it ends."""
+"""The engine over a stand-in for AsyncLLM: what is told of a request when it ends, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from streamserve.contract.errors import InvalidRequest
 from streamserve.contract.sampling import Sampling
 from streamserve.worker.pipeserve import compat, vllm_engine, vllm_requests
 from streamserve.worker.pipeserve.engine import Job, KvGeometry, Outcome, TokenPrompt
@@ -71,6 +72,8 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     # What would load vLLM, which takes seconds.
     monkeypatch.setattr(compat, "version", lambda: "0")
     monkeypatch.setattr(compat, "engine_input", list)
+    monkeypatch.setattr(compat, "is_engine_death", lambda error: False)
+    monkeypatch.setattr(compat, "is_bad_request", lambda error: isinstance(error, ValueError))
     monkeypatch.setattr(vllm_requests, "answer_params", lambda *_, **__: None)
 
     def make(stop_reason: str | int | None = None, *, late: bool = False, **llm: Any) -> tuple[VllmEngine, Llm]:
@@ -126,3 +129,14 @@ async def test_what_the_scheduler_never_told_is_unknown_and_not_zero(
     engine, _ = make_engine("end", records=False)
     outcome = await answered(engine)
     assert (outcome.recorded, outcome.drafted_tokens) == (False, 0)
+
+
+async def test_parameters_that_vllm_refuses_are_the_clients_fault(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("top_k must be an integer")
+
+    monkeypatch.setattr(vllm_requests, "answer_params", refuse)
+    with pytest.raises(InvalidRequest, match="vLLM refuses the request: top_k must be an integer"):
+        await answered(make_engine()[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamserve.contract.errors import InvalidRequest
-from streamserve.contract.sampling import DEFAULT_MAX_TOKENS, Sampling
+from streamserve.contract.sampling import Sampling
 
 
 def check_prompt(token_ids: Sequence[int], *, vocabulary_size: int, max_model_tokens: int) -> None:
@@ -29,12 +29,11 @@ def check_prompt(token_ids: Sequence[int], *, vocabulary_size: int, max_model_to
 def max_new_tokens(sampling: Sampling, *, prompt_tokens: int, max_model_tokens: int) -> int:
     """How many tokens to generate at most. Raises InvalidRequest when more are asked for than fit."""
     room = max_model_tokens - prompt_tokens
-    if sampling.max_tokens is None:
-        return min(max(DEFAULT_MAX_TOKENS, sampling.min_tokens), room)
-    if sampling.max_tokens > room:
-        raise InvalidRequest(
-            f"max_tokens is {sampling.max_tokens}, but after a prompt of {prompt_tokens} tokens the model has room "
-            f"for {room}; ask for at most {room}",
-            field="sampling.max_tokens",
-        )
-    return sampling.max_tokens
+    for name, asked in (("max_tokens", sampling.max_tokens or 0), ("min_tokens", sampling.min_tokens)):
+        if asked > room:
+            raise InvalidRequest(
+                f"{name} is {asked}, but after a prompt of {prompt_tokens} tokens the model has room for {room}; "
+                f"ask for at most {room}",
+                field=f"sampling.{name}",
+            )
+    return min(sampling.most_tokens, room)

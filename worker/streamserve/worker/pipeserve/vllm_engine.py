@@ -13,7 +13,8 @@ import contextlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -159,7 +160,7 @@ class VllmEngine:
         ids = await self._tokens(job.prompt)
         limits.max_new_tokens(job.sampling, prompt_tokens=len(ids), max_model_tokens=self._info.max_model_tokens)
         last: Any = None
-        async for output in self._outputs(job, ids, vllm_requests.prefill_params()):
+        async for output in self._outputs(job, ids, vllm_requests.prefill_params):
             last = output
         parameters = last.kv_transfer_params if last is not None else None
         if not parameters:
@@ -178,8 +179,12 @@ class VllmEngine:
     ) -> AsyncIterator[Chunk]:
         ids = await self._tokens(job.prompt)
         room = limits.max_new_tokens(job.sampling, prompt_tokens=len(ids), max_model_tokens=self._info.max_model_tokens)
-        params = vllm_requests.answer_params(
-            job.sampling, max_tokens=room, speculative=self._speculative, handle=kv_handle
+        params = partial(
+            vllm_requests.answer_params,
+            job.sampling,
+            max_tokens=room,
+            speculative=self._speculative,
+            handle=kv_handle,
         )
         index, began = 0, time.monotonic()
         async with contextlib.aclosing(self._outputs(job, ids, params)) as outputs:
@@ -251,14 +256,14 @@ class VllmEngine:
         )
         return ids
 
-    async def _outputs(self, job: Job, ids: Sequence[int], params: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs of one request; closing this aborts it. Raises errors of the contract's tree only."""
+    async def _outputs(self, job: Job, ids: Sequence[int], params: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs of one request; closing this aborts it. Raises errors of the contract's tree only: `params`
+        is built in here, because vLLM judges it there and then."""
         if self._dead():
             raise WorkerLost("the engine of this worker is not running; send the request again")
-        stream = self._llm.generate(
-            compat.engine_input(ids), params, job.request_id, priority=compat.priority(self._llm, job.priority)
-        )
         try:
+            priority = compat.priority(self._llm, job.priority)
+            stream = self._llm.generate(compat.engine_input(ids), params(), job.request_id, priority=priority)
             async with contextlib.aclosing(stream) as outputs:
                 async for output in outputs:
                     yield output
