@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psutil
 import pytest
@@ -88,6 +89,31 @@ async def test_a_child_that_dies_is_started_again_and_its_last_words_are_told(ma
     assert "ended with status 4" in said[0]
     assert "the disk is full" in said[0]
     assert child.failures >= 2
+
+
+async def test_a_child_that_the_machine_could_not_start_is_said_and_started_again(
+    make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, starts = asyncio.create_subprocess_exec, 0
+
+    async def second_fails(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal starts
+        starts += 1
+        if starts == 2:
+            raise OSError(12, "Cannot allocate memory")
+        return await start(*args, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", second_fails)
+    said: list[str] = []
+    child = make_child("print('the disk is full'); raise SystemExit(4)", said)
+    await until(lambda: len(said) == 2, seconds=3.0)
+    assert said[1].startswith("c: could not be started: [Errno 12] Cannot allocate memory; starts again in ")
+    assert child.failures == 2
+    assert child.last_words() == "[Errno 12] Cannot allocate memory", "not those of the process before"
+    await until(lambda: len(said) == 3, seconds=3.0)
+    assert starts == 3
+    assert "ended with status 4" in said[2]
+    assert "the disk is full" in said[2]
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_when_its_grace_is_over(make_child: MakeChild) -> None:

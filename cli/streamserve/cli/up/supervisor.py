@@ -2,8 +2,8 @@
 
 A child has its own session, so that Ctrl-C on the terminal reaches only us and its whole group can be killed. After a
 death its group is swept (a vLLM engine core may outlive its parent) and it is started again after a backoff of
-0.5 s to 30 s, which is forgotten after 60 s of health. Output goes to a file opened for appending; one that has grown
-past LOG_BYTES is copied to `.1` and emptied.
+0.5 s to 30 s, which is forgotten after 60 s of health; a start that the machine refuses counts as a death. Output goes
+to a file opened for appending; one that has grown past LOG_BYTES is copied to `.1` and emptied.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Child:
         self._changed = changed
         self._say = say
         self._restarted = restarted
+        # Why the last start came to nothing; empty when there was a process.
+        self._trouble = ""
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -148,7 +150,13 @@ class Child:
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            status = await self._once()
+            try:
+                status = await self._once()
+                how = describe_exit(status)
+            except OSError as error:
+                # No memory, too many processes or files, the log's folder gone: it may pass, and must be said.
+                self._trouble = str(error)
+                status, how = 0, f"could not be started: {error}"
             if self._stopping.is_set():
                 break
             self.failures += 1
@@ -157,7 +165,7 @@ class Child:
             if status == EngineRefused.exit_status:
                 self.refusal = self.last_words().removeprefix("error: ")
             delay = self._backoff.next()
-            self._say(f"{self.name}: {describe_exit(status)}; starts again in {delay:.1f} s{self._said()}")
+            self._say(f"{self.name}: {how}; starts again in {delay:.1f} s{self._said()}")
             self._set(State.WAITING)
             await _sleep_unless(self._stopping, delay)
         self._set(State.STOPPED)
@@ -177,6 +185,7 @@ class Child:
                 env={**self._environment, **self.command.environment},
                 start_new_session=True,
             )
+        self._trouble = ""
         self._process = process
         self.pid = process.pid
         self._reaper.add(process.pid)
@@ -230,9 +239,11 @@ class Child:
             await asyncio.wait([self._task], timeout=5.0)
 
     def last_words(self) -> str:
-        return last_line(self.log)
+        return self._trouble or last_line(self.log)
 
     def _said(self) -> str:
+        if self._trouble:
+            return ""
         words = self.last_words()
         return f"; last line of {self.log}: {words}" if words else f"; log: {self.log}"
 
