@@ -3,7 +3,8 @@
 Two ways lead here, for one writer: a file (durable; a mounted ConfigMap, or a plain file in local mode) and Redis
 (fast: a push on a channel, a read on every connect, and a read each second in case a push was lost). Whichever brings
 a configuration of the known uid with a higher (generation, step) first wins; anything else changes nothing. What
-cannot be read or applied leaves the last good one in force and is told in `last_error`.
+cannot be read or applied leaves the last good one in force and is told in `last_error`, until a later one is applied or
+the way it came by brings one that is in force already.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from streamserve.runtime.redis_away import AWAY
 
 _log = logs.get(__name__)
 Apply = Callable[[RuntimeConfig], Awaitable[None]]
+_FILE = "file"
 
 
 class ConfigSource:
@@ -51,8 +53,14 @@ class ConfigSource:
         self._refresh_seconds = refresh_seconds
         self._turn = asyncio.Lock()
         self._known: dict[str, bytes] = {}
+        # What is wrong with what a way brought last: the file or Redis, whose push and key are one.
+        self._errors: dict[str, str] = {}
         self.applied: RuntimeConfig | None = None
-        self.last_error = ""
+
+    @property
+    def last_error(self) -> str:
+        """Why a configuration was refused that still stands somewhere; empty when none does."""
+        return next(reversed(self._errors.values()), "")
 
     async def run(self) -> None:
         """Watch both ways until cancelled."""
@@ -66,17 +74,17 @@ class ConfigSource:
         """Offer what the file holds now. True when a configuration is in force afterwards."""
         if self._file is not None:
             try:
-                await self._found(self._file.read_bytes(), f"file {self._file.name}")
+                await self._found(self._file.read_bytes(), f"{_FILE} {self._file.name}")
             except OSError as error:
-                self.last_error = f"cannot read {self._file}: {error.strerror}"
+                self._errors[_FILE] = f"cannot read {self._file}: {error.strerror}"
         return self.applied is not None
 
     async def _found(self, data: bytes, origin: str) -> None:
         """Offer what a place that is looked at each second holds, unless that is known to change nothing."""
-        if data == self._known.get(origin):
+        if data == self._known.get(origin) and _way(origin) not in self._errors:
             return
         await self.offer(data, origin)
-        if not self.last_error:
+        if _way(origin) not in self._errors:
             self._known[origin] = data
 
     async def offer(self, data: bytes, origin: str) -> bool:
@@ -91,6 +99,7 @@ class ConfigSource:
             return False
         async with self._turn:
             if not config.id.supersedes(self.applied.id if self.applied else None):
+                self._errors.pop(_way(origin), None)
                 return False
             try:
                 await self._apply(config)
@@ -98,7 +107,7 @@ class ConfigSource:
                 self._refuse(origin, f"generation {config.id.generation}: {error.message}")
                 return False
             self.applied = config
-            self.last_error = ""
+            self._errors.clear()
         _log.info(
             "configuration applied from %s",
             origin,
@@ -108,9 +117,9 @@ class ConfigSource:
 
     def _refuse(self, origin: str, why: str) -> None:
         message = f"{origin}: {why}"
-        if message != self.last_error:
+        if message != self._errors.pop(_way(origin), ""):
             _log.warning("configuration refused, the last good one stays: %s", message)
-        self.last_error = message
+        self._errors[_way(origin)] = message
 
     async def _watch_file(self, file: Path) -> None:
         """The directory is watched, not the file: an atomic rename and a ConfigMap's symlink swap both show there."""
@@ -149,3 +158,8 @@ class ConfigSource:
         data = await client.get(self._keys.config)
         if isinstance(data, bytes):
             await self._found(data, "redis key")
+
+
+def _way(origin: str) -> str:
+    """`file` or `redis`: the first word of an origin."""
+    return origin.partition(" ")[0]

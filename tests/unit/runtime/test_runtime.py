@@ -221,6 +221,41 @@ async def test_a_file_that_is_looked_at_again_is_read_anew_only_where_that_may_c
     assert (tried, decoded, source.applied.id.generation if source.applied else 0) == (3, 4, 2)
 
 
+async def test_a_refusal_is_forgotten_once_the_way_it_came_by_brings_what_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def apply(config: RuntimeConfig) -> None:
+        pass
+
+    file = tmp_path / "config.json"
+    good = runtime_config.encode(_config(1))
+    write_atomic(file, good)
+    source = ConfigSource(Keyspace("ns", "p"), "u", redis_url=None, file=file, apply=apply, rng=Random(0))
+    await source.load_file()
+    write_atomic(file, b"garbage")
+    await source.load_file()
+    refused = source.last_error
+    assert refused.startswith("file config.json: ")
+    await source.offer(good, "redis key")
+    assert source.last_error == refused, "the file has it still"
+    write_atomic(file, good)
+    await source.load_file()
+    assert source.last_error == ""
+    await source.offer(b"garbage", "redis push")
+    assert source.last_error.startswith("redis push: ")
+    monkeypatch.setattr(runtime_config, "decode", None)
+    await source.load_file()
+    monkeypatch.undo()
+    await source.offer(good, "redis key")
+    assert source.last_error == ""
+    file.unlink()
+    await source.load_file()
+    assert source.last_error.startswith("cannot read ")
+    write_atomic(file, good)
+    await source.load_file()
+    assert source.last_error == ""
+
+
 async def test_a_replaced_file_is_applied_within_a_third_of_a_second(tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
