@@ -1,6 +1,7 @@
 """Packed signals: what is written is read back, in at most 512 bytes, and garbage is refused by one exception."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -124,3 +125,12 @@ def test_what_does_not_fit_is_dropped_workloads_first_and_the_most_recent_kept()
     assert len(back.positions) == 16
     assert [w.name for w in back.workloads] == [f"workload-{i:02}" for i in range(len(back.workloads))]
     assert 0 < len(back.workloads) < 64
+
+
+@given(name=st.text(st.characters(exclude_categories=["Cs"]), max_size=32))
+def test_a_workload_is_found_again_by_the_name_that_signals_carry(name: str) -> None:
+    sent = replace(_sound(), workloads=(WorkloadAcceptance(name, 2.0, 9.0),))
+    (back,) = signals.decode(signals.encode(sent)).workloads
+    assert back.name == signals.workload_name(name)
+    assert name.startswith(back.name)
+    assert back.name == name or len(name.encode()) > 32

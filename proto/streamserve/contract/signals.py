@@ -26,6 +26,7 @@ MAX_BYTES: Final = 512
 MAX_POSITIONS: Final = 16
 MAX_ACKS: Final = 16
 MAX_WORKLOADS: Final = 64
+MAX_WORKLOAD_BYTES: Final = 32
 _U32: Final = 2**32 - 1
 
 # magic, version, role, flags, depth, running, waiting, waiting prompt tokens, max running,
@@ -200,8 +201,13 @@ def _sections(signals: WorkerSignals, room: int) -> list[bytes]:
     return out
 
 
+def workload_name(name: str) -> str:
+    """The name as signals carry it: as many whole characters as 32 bytes of UTF-8 hold. Look workloads up by this."""
+    return name.encode()[:MAX_WORKLOAD_BYTES].decode(errors="ignore")
+
+
 def _pack_workload(workload: WorkloadAcceptance) -> bytes:
-    name = workload.name.encode()[:32]
+    name = workload_name(workload.name).encode()
     return (
         bytes((len(name),)) + name + _WORKLOAD.pack(workload.mean_emitted_tokens_per_step, workload.mean_output_tokens)
     )

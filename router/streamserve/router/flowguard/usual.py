@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from streamserve.contract.signals import WorkerSignals
+from streamserve.contract.signals import WorkerSignals, workload_name
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import FleetView, WorkerView
 
@@ -41,7 +41,7 @@ class Usual:
     """Rates over one view for one request, each group looked at once, when first asked for."""
 
     def __init__(self, request: RouteRequest, view: FleetView) -> None:
-        self._workload = request.workload
+        self._workload = workload_name(request.workload)
         self._now = view.now_seconds
         self._workers = [worker for lane in view.lanes for worker in lane.workers if worker.signals is not None]
         self._found: dict[tuple[object, ...], list[float]] = {}
@@ -57,7 +57,7 @@ class Usual:
                 for worker in self._workers
                 if worker.signals is not None
                 for known in worker.signals.workloads
-                if known.name == request.workload and known.mean_output_tokens > 0
+                if known.name == self._workload and known.mean_output_tokens > 0
             ]
             expected = median(lengths) if lengths else PRIOR_OUTPUT_TOKENS
         return min(max(1.0, expected), float(max(1, request.max_tokens)))

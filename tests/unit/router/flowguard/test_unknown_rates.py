@@ -74,6 +74,11 @@ CASES = {
         {"emitted_per_step": 3.5},
         prompt(workload="code"),
     ),
+    "a workload whose name signals had to cut is known by what is left of it": Case(
+        [lane("a").workload("é" * 16, emitted=3.5), lane("new").emitting(1.5)],
+        {"emitted_per_step": 3.5},
+        prompt(workload="é" * 17),
+    ),
     "of a workload that nobody knows, a lane's own mean counts": Case(
         [lane("a").emitting(3.0), lane("new").emitting(1.5)], {"emitted_per_step": 1.5}, prompt(workload="code")
     ),
