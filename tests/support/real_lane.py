@@ -44,7 +44,7 @@ class RealLane:
         self.prefill = self.worker("prefill")
         self.decode = self.worker("decode")
 
-    def worker(self, role: str, nixl: str = "127.0.0.1:0") -> Process:
+    def worker(self, role: str, nixl: str = "127.0.0.1:0", *, drafts: bool = True) -> Process:
         """Not started yet. `nixl`: where it hands KV over."""
         name = f"lane-0-{role}-0"
         ready = self.directory / f"{name}.ready.json"
@@ -53,16 +53,8 @@ class RealLane:
             *("--id", name, "--lane", "lane-0", "--revision", REVISION),
             *("--namespace", NAMESPACE, "--pair", PAIR, "--pair-uid", UID),
             *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", nixl),
-            *(
-                "--model",
-                str(TARGET),
-                "--draft",
-                str(LANE_DRAFT),
-                "--method",
-                "DraftModel",
-                "--max-depth",
-                str(MAX_DEPTH),
-            ),
+            *("--model", str(TARGET), "--max-depth", str(MAX_DEPTH)),
+            *(("--method", "DraftModel", "--draft", str(LANE_DRAFT)) if drafts else ("--method", "None")),
             *("--engine-args", json.dumps(ENGINE_ARGUMENTS), "--config", str(self.config_file)),
             *("--ready-file", str(ready), "--die-with-parent"),
         ]

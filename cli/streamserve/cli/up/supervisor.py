@@ -69,7 +69,9 @@ class Reaper:
         """Until cancelled."""
         while True:
             if self._process is None or self._process.returncode is not None:
-                await self.start()
+                # The machine may refuse it for a while; nobody would start it later.
+                with contextlib.suppress(OSError):
+                    await self.start()
             if self._process is not None:
                 await self._process.wait()
             await asyncio.sleep(0.1)
