@@ -10,8 +10,10 @@
 
 Expected wait is work ahead / measured rate, for requests and for prompt tokens, whichever is longer. RetryInfo is that
 time over the whole queue, with 20 % of jitter to both sides so that the refused do not come back together. The rates
-are exponentially weighted over RATE_SECONDS, and taken only while somebody waits: what goes to its workers at once says
-how much is asked of the fleet, not how much it can do. Bounds are read at each call: they are hot.
+are exponentially weighted over RATE_SECONDS. Only time in which somebody waits counts, for the rest says how much is
+asked of the fleet, not how much it can do. Of what went to its workers at once the last AT_ONCE count, without any time:
+the first that has to wait, a small one perhaps, must not be the measure of all. Bounds are read at each call: they are
+hot.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from streamserve.contract.errors import DeadlineExceeded, InfeasibleDeadline, Ov
 from streamserve.contract.runtime_config import AdmissionConfig
 
 RATE_SECONDS: Final = 10.0
+AT_ONCE: Final = 8
 MIN_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 60.0
 UNKNOWN_RETRY_SECONDS: Final = 1.0
@@ -61,8 +64,10 @@ class _Rate:
     covered_seconds: float = 0.0
     last_seconds: float = 0.0
 
-    def add(self, amount: float, covered_seconds: float, now: float) -> None:
+    def add(self, amount: float, covered_seconds: float, now: float, *, at_once: bool) -> None:
         decay = math.exp(-max(0.0, now - self.last_seconds) / RATE_SECONDS)
+        if at_once:
+            decay = min(decay, 1.0 - 1.0 / AT_ONCE)
         self.amount = self.amount * decay + amount
         self.covered_seconds = self.covered_seconds * decay + covered_seconds
         self.last_seconds = now
@@ -156,12 +161,13 @@ class AdmissionQueue:
         return True
 
     def dispatched(self, ticket: Ticket, now: float) -> None:
-        """The ticket goes to its workers: out of the queue, and into the rates unless nobody has waited."""
-        if self.remove(ticket) and now > self._busy_since_seconds:
+        """The ticket goes to its workers: out of the queue and into the rates."""
+        if self.remove(ticket):
+            at_once = now <= self._busy_since_seconds
             covered = now - self._counted_seconds
             self._counted_seconds = now
-            self._request_rate.add(1.0, covered, now)
-            self._token_rate.add(float(ticket.tokens), covered, now)
+            self._request_rate.add(1.0, covered, now, at_once=at_once)
+            self._token_rate.add(float(ticket.tokens), covered, now, at_once=at_once)
 
     def wait_seconds(self, ahead_of: Ticket) -> float:
         """Expected wait of a new ticket: the work before it over the rates; 0 while those are unknown."""

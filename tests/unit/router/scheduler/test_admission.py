@@ -137,14 +137,31 @@ def test_what_is_served_at_once_says_nothing_of_how_fast_the_fleet_is() -> None:
         subject.offer(served, now, BOUNDS)
         subject.dispatched(served, now)
         now += 2.0
-    waiting = [ticket(5_000 + n, until=1e6) for n in range(7)]
+    waiting = [ticket(5_000 + n, until=1e6) for n in range(83)]
     for each in waiting[:3]:
         subject.offer(each, now, BOUNDS)
-    for n, each in enumerate(waiting[:4]):
+    for n, each in enumerate(waiting[:80]):
         now += 0.5
         subject.dispatched(each, now)
         subject.offer(waiting[n + 3], now, BOUNDS)
     assert 1.5 * 0.8 <= subject.retry_after_seconds() <= 1.5 * 1.2
+
+
+def test_the_first_that_had_to_wait_is_not_the_measure_of_all() -> None:
+    """Eight places, taken at once by prompts of every length; the first that becomes free goes to a short one."""
+    subject, now, bounds = queue(), 0.0, AdmissionConfig()
+    for n in range(32):
+        served = ticket(n, tokens=6_000 if n % 4 == 0 else 32, until=1e6)
+        subject.offer(served, now, bounds)
+        subject.dispatched(served, now)
+    short = ticket(100, tokens=32, until=1e6)
+    waiting = [ticket(101 + n, tokens=6_000, until=1e6) for n in range(3)]
+    for each in (short, *waiting):
+        subject.offer(each, now, bounds)
+    now += 0.8
+    subject.dispatched(short, now)
+    # 18,000 tokens wait, and about 12,000 were put to work that were being served until then: about a second.
+    subject.offer(ticket(999, tokens=6_000, at=now, until=now + 10.0, priority=-1), now, bounds)
 
 
 def test_a_fleet_that_gets_slower_while_others_wait_is_seen_to_be_slow() -> None:
