@@ -11,7 +11,7 @@
 Expected wait is work ahead / measured rate, for requests and for prompt tokens, whichever is longer. RetryInfo is that
 time over the whole queue, with 20 % of jitter to both sides so that the refused do not come back together. The rates
 are exponentially weighted over RATE_SECONDS. Only time in which somebody waits counts, for the rest says how much is
-asked of the fleet, not how much it can do. Of what went to its workers at once the last AT_ONCE count, without any time:
+asked of the fleet, not how much it can do. Of what went to its workers at once the last AT_ONCE count, without time:
 the first that has to wait, a small one perhaps, must not be the measure of all. Bounds are read at each call: they are
 hot.
 """

@@ -4,10 +4,11 @@ import math
 from dataclasses import replace
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve.contract.runtime_config import CrossLane, FailurePolicy, RoutingPolicy, RuntimeConfig
+from streamserve.contract.runtime_config import CrossLane, FailurePolicy, RoutingPolicy, RoutingWeights, RuntimeConfig
 from streamserve.contract.signals import Flags, Role, WorkerSignals
 from streamserve.router.flowguard.decision import Decision, NoLane, Reason
 from streamserve.router.flowguard.explain import explained, terms
@@ -133,21 +134,26 @@ LOADS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("old", [False, True])
 @given(
-    st.lists(st.tuples(LOADS, st.floats(0, 10)), min_size=2, max_size=4),
-    LOADS,
-    st.integers(0, 5_000),
-    st.integers(0, 10),
+    fleet_loads=st.lists(st.tuples(LOADS, st.floats(0, 10)), min_size=2, max_size=4),
+    extra=LOADS,
+    tokens=st.integers(0, 5_000),
+    requests=st.integers(0, 10),
 )
 def test_adding_load_to_a_lane_never_makes_it_more_attractive(
-    fleet_loads: list[tuple[dict[str, int], float]], extra: dict[str, int], tokens: int, requests: int
+    old: bool, fleet_loads: list[tuple[dict[str, int], float]], extra: dict[str, int], tokens: int, requests: int
 ) -> None:
-    """Also when signals are old: what is added to one lane moves no other lane's cost up by more."""
+    """What is added to one lane moves no other lane's cost up by more.
+
+    Signals that are old move with what is usual, the added load included. Not so in the term of the SLO, which counts a
+    second that is over it and none below: an old lane's over it may weigh twice where the lane's own does not count.
+    """
 
     def view(more: dict[str, int], booked_tokens: int, booked_requests: int) -> FleetView:
         built = []
         for index, (load, age) in enumerate(fleet_loads):
-            plain = lane(f"l{index}").last_seen(seconds=age)
+            plain = lane(f"l{index}").last_seen(seconds=age if old else 0.0)
             added = {name: load[name] + (more.get(name, 0) if index == 0 else 0) for name in load}
             plain._signals(Role.PREFILL, waiting_prompt_tokens=added.pop("waiting_prompt_tokens"))
             plain._signals(Role.DECODE, max_running_requests=1_000, **added)
@@ -157,8 +163,9 @@ def test_adding_load_to_a_lane_never_makes_it_more_attractive(
         return FleetView(now_seconds=NOW, pair_uid="uid-1", lanes=tuple(built))
 
     request = RouteRequest(prompt_tokens=100, max_tokens=100)
-    before = attempt(request, view({}, 0, 0), settings())
-    after = attempt(request, view(extra, tokens, requests), settings())
+    rules = settings(weights_percent=RoutingWeights(slo=0)) if old else settings()
+    before = attempt(request, view({}, 0, 0), rules)
+    after = attempt(request, view(extra, tokens, requests), rules)
     assert isinstance(before, Decision) and isinstance(after, Decision)
     costs_before = {c.lane: c.cost_seconds for c in before.candidates}
     costs_after = {c.lane: c.cost_seconds for c in after.candidates}
