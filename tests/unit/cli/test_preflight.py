@@ -168,5 +168,23 @@ async def test_an_unreachable_redis_is_refused_with_advice() -> None:
 
 
 def test_port_0_is_settled_below_the_ephemeral_range() -> None:
-    assert 20_000 <= int(settled("127.0.0.1:0", Random(1)).rpartition(":")[2]) < 30_000
-    assert settled("127.0.0.1:50051", Random(1)) == "127.0.0.1:50051"
+    [one] = settled(["127.0.0.1:0"], Random(1))
+    assert 20_000 <= int(one.rpartition(":")[2]) < 30_000
+    assert settled(["127.0.0.1:50051"], Random(1)) == ["127.0.0.1:50051"]
+
+
+def test_no_port_is_settled_twice() -> None:
+    [drawn] = settled(["127.0.0.1:0"], Random(1))
+    two = settled(["127.0.0.1:0", drawn], Random(1))
+    assert two[1] == drawn
+    assert two[0] != drawn
+
+    class Repeats(Random):
+        """Draws every number twice."""
+
+        numbers = iter([number for number in range(25_000, 25_200) for _ in range(2)])
+
+        def randint(self, a: int, b: int) -> int:
+            return next(self.numbers)
+
+    assert len(set(settled(["127.0.0.1:0", "127.0.0.1:0"], Repeats()))) == 2

@@ -16,7 +16,8 @@ import pytest
 
 from streamserve.cli.up import supervisor
 from streamserve.cli.up.commands import Command
-from streamserve.cli.up.supervisor import Child, Reaper, State, last_line, rotate
+from streamserve.cli.up.last_words import words_of
+from streamserve.cli.up.supervisor import Child, Reaper, State, rotate
 
 READY = "import json, pathlib; pathlib.Path({ready!r}).write_text(json.dumps({{'grpc': 'x:1'}}));"
 
@@ -109,7 +110,7 @@ async def test_a_child_that_the_machine_could_not_start_is_said_and_started_agai
     await until(lambda: len(said) == 2, seconds=3.0)
     assert said[1].startswith("c: could not be started: [Errno 12] Cannot allocate memory; starts again in ")
     assert child.failures == 2
-    assert child.last_words() == "[Errno 12] Cannot allocate memory", "not those of the process before"
+    assert child.last_words == "[Errno 12] Cannot allocate memory", "not those of the process before"
     await until(lambda: len(said) == 3, seconds=3.0)
     assert starts == 3
     assert "ended with status 4" in said[2]
@@ -142,7 +143,7 @@ async def test_grandchildren_do_not_outlive_a_child_that_died(make_child: MakeCh
         "print('grandchild', p.pid, flush=True);" + READY + "time.sleep(60)"
     )
     await until(lambda: child.up)
-    grandchild = int(child.last_words().split()[1])
+    grandchild = int(words_of(child.log).split()[1])
     os.kill(child.pid, 9)
     await until(lambda: gone(grandchild))
 
@@ -192,10 +193,54 @@ async def test_the_guard_kills_its_program_with_its_parent(tmp_path: Path) -> No
         ("[1, 2]\n", "[1, 2]"),
     ],
 )
-def test_last_line(tmp_path: Path, text: str, want: str) -> None:
+def test_last_words(tmp_path: Path, text: str, want: str) -> None:
     log = tmp_path / "x.log"
     log.write_text(text)
-    assert last_line(log) == want
+    assert words_of(log) == want
+
+
+VLLM_GAVE_UP = "error: vLLM did not start: Engine core initialization failed. See root cause above. Failed core: {}"
+
+
+@pytest.mark.parametrize(
+    ("above", "cause"),
+    [
+        (
+            '{"level": "CRITICAL", "message": "cannot listen: Address in use"}\nTraceback',
+            "cannot listen: Address in use",
+        ),
+        (
+            "(EngineCore pid=9) ERROR 11-23 19:28:50 [core.py:1188] ValueError: no memory for one block\n"
+            "(EngineCore pid=9) INFO 11-23 19:28:51 [core.py:9] shutting down\n"
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+            "ValueError: no memory for one block",
+        ),
+        ("zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:1')", "zmq.error.ZMQError: Address"),
+    ],
+)
+def test_words_that_point_up_are_told_with_the_cause_above(tmp_path: Path, above: str, cause: str) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(f"{above}\n{VLLM_GAVE_UP}\n")
+    assert words_of(log).startswith(f"{VLLM_GAVE_UP} (cause: {cause}")
+
+
+def test_words_that_point_up_to_nothing_stay_as_they_are(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(f"all is well\n{VLLM_GAVE_UP}\n")
+    assert words_of(log) == VLLM_GAVE_UP
+
+
+async def test_the_words_of_a_death_stay_while_the_next_start_writes_its_own(
+    make_child: MakeChild, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    child = make_child(
+        f"import pathlib, time; p = pathlib.Path({str(first)!r});"
+        "again = p.exists(); p.touch(); print('loading' if again else 'the port is taken', flush=True);"
+        "time.sleep(60 if again else 0); raise SystemExit(4)"
+    )
+    await until(lambda: words_of(child.log) == "loading")
+    assert child.last_words == "the port is taken"
 
 
 def test_a_long_log_keeps_one_older_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

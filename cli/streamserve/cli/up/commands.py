@@ -67,15 +67,15 @@ class Site:
         return self.run_dir / "logs" / f"{name}.log"
 
 
-def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str, nixl_port: int) -> Command:
-    """A worker of this spec. Other ports are the kernel's choice; the ready file says which."""
+def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str) -> Command:
+    """A worker of this spec. It chooses its ports anew at every start; the ready file says which."""
     spec, name = pair.spec, worker_name(lane, slot)
     draft = spec.speculation.draft
     argv = [
         *engine_arguments(spec, slot.role, model=spec.model.name, draft=draft.name if draft else None),
         *("--id", name, "--lane", lane_name(lane), "--revision", revision),
         *_identity(site),
-        *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", f"127.0.0.1:{nixl_port}"),
+        *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", "127.0.0.1:0"),
     ]
     return _command(site, name, "streamserve.worker", argv, engine_environment(site, pair))
 

@@ -19,8 +19,9 @@ from typing import Final
 
 from streamserve.cli.up import commands
 from streamserve.cli.up.commands import Site
+from streamserve.cli.up.last_words import words_of
 from streamserve.cli.up.reaper import signal_group
-from streamserve.cli.up.supervisor import Reaper, last_line
+from streamserve.cli.up.supervisor import Reaper
 from streamserve.contract.launch import engine_arguments
 from streamserve.contract.streampair import StreamPair
 from streamserve.contract.streampair.enums import EngineKind
@@ -86,7 +87,7 @@ async def ask(site: Site, reaper: Reaper, pair: StreamPair, timeout_seconds: flo
     except TimeoutError:
         return Answer(unknown=f"no answer within {timeout_seconds:.0f} s")
     except (ValueError, KeyError, TypeError):
-        return Answer(unknown=f"{last_line(log) or 'no answer'}; log: {log}")
+        return Answer(unknown=f"{words_of(log) or 'no answer'}; log: {log}")
     finally:
         signal_group(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):

@@ -58,14 +58,12 @@ class Lanes:
         tasks: Tasks,
         changed: Callable[[], None],
         say: Callable[[str], None],
-        free_port: Callable[[], int],
     ) -> None:
         self._site = site
         self._new_child = new_child
         self._tasks = tasks
         self._changed = changed
         self._say = say
-        self._free_port = free_port
         self.lanes: dict[int, Lane] = {}
 
     @property
@@ -134,7 +132,7 @@ class Lanes:
             retiring=lane.retiring,
             failures=failures,
             unready_seconds=0.0 if lane.ready else now - lane.unready_since,
-            last_words=worst.last_words() if worst is not None and failures else "",
+            last_words=worst.last_words if worst is not None and failures else "",
         )
 
     def carry_out(self, action: Action, pair: StreamPair, revision: str, drain_seconds: float) -> None:
@@ -163,9 +161,7 @@ class Lanes:
                 self._tasks.spawn(f"retire/{lane.name}/{slot}", self._retire_worker(lane, slot, drain_seconds))
 
     def _start(self, lane: Lane, slot: Slot) -> None:
-        child = self._new_child(
-            commands.worker(self._site, lane.pair, lane.index, slot, lane.revision, self._free_port())
-        )
+        child = self._new_child(commands.worker(self._site, lane.pair, lane.index, slot, lane.revision))
         lane.children[slot] = child
         child.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from streamserve.cli.errors import Failed
@@ -17,7 +18,15 @@ def free_port(rng: Random, host: str = "127.0.0.1") -> int:
         raise Failed(str(none)) from none
 
 
-def settled(address: str, rng: Random) -> str:
-    """`host:0` with a port in place of the 0; any other address as it is."""
-    host, colon, port = address.rpartition(":")
-    return f"{host}{colon}{free_port(rng, host.strip('[]'))}" if port == "0" else address
+def settled(addresses: Sequence[str], rng: Random) -> list[str]:
+    """Each `host:0` with a port in place of the 0, none of them twice; any other address as it is."""
+    taken = {port for _, _, port in (address.rpartition(":") for address in addresses)} - {"0"}
+    result = []
+    for address in addresses:
+        host, colon, port = address.rpartition(":")
+        if port == "0":
+            while (port := str(free_port(rng, host.strip("[]")))) in taken:
+                pass
+            taken.add(port)
+        result.append(f"{host}{colon}{port}")
+    return result

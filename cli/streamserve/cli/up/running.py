@@ -122,11 +122,9 @@ class Running:
         )
         self._push = ConfigPush(Keyspace(commands.NAMESPACE, site.pair), endpoint.url, site.config_file)
         await self._push.write(self._current.config)
-        self._lanes = Lanes(
-            site, self._new_child, self._tasks, self._wake.set, self._reporter.say, lambda: ports.free_port(self._rng)
-        )
+        self._lanes = Lanes(site, self._new_child, self._tasks, self._wake.set, self._reporter.say)
         self._write_fleet()
-        grpc_address, http_address = (ports.settled(a, self._rng) for a in (self._options.grpc, self._options.http))
+        grpc_address, http_address = ports.settled((self._options.grpc, self._options.http), self._rng)
         self._router = self._new_child(commands.router(site, grpc_address, http_address))
         self._view = RouterView(self._router)
         self._router.start()

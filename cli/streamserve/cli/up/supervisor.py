@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 from streamserve.cli.up import commands
 from streamserve.cli.up.commands import Command
+from streamserve.cli.up.last_words import words_of
 from streamserve.cli.up.reaper import signal_group
 from streamserve.runtime.backoff import Backoff
 from streamserve.runtime.errors import EngineRefused
@@ -33,7 +33,6 @@ BACKOFF_CAP_SECONDS: Final = 30.0
 HEALTHY_SECONDS: Final = 60.0
 LOG_BYTES: Final = 8 * 1024 * 1024
 _POLL_SECONDS: Final = 0.05
-_TAIL_BYTES: Final = 16_384
 
 
 class State(StrEnum):
@@ -131,8 +130,8 @@ class Child:
         self._changed = changed
         self._say = say
         self._restarted = restarted
-        # Why the last start came to nothing; empty when there was a process.
-        self._trouble = ""
+        # What it said of its last death. Kept, as the next start writes over the end of the log.
+        self.last_words = ""
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -154,20 +153,20 @@ class Child:
         while not self._stopping.is_set():
             try:
                 status = await self._once()
-                how = describe_exit(status)
+                how, words = describe_exit(status), words_of(self.log)
             except OSError as error:
                 # No memory, too many processes or files, the log's folder gone: it may pass, and must be said.
-                self._trouble = str(error)
-                status, how = 0, f"could not be started: {error}"
+                status, how, words = 0, f"could not be started: {error}", str(error)
             if self._stopping.is_set():
                 break
             self.failures += 1
             self.restarts += 1
+            self.last_words = words
             self._restarted(self.name)
             if status == EngineRefused.exit_status:
-                self.refusal = self.last_words().removeprefix("error: ")
+                self.refusal = words.removeprefix("error: ")
             delay = self._backoff.next()
-            self._say(f"{self.name}: {how}; starts again in {delay:.1f} s{self._said()}")
+            self._say(f"{self.name}: {how}; starts again in {delay:.1f} s{self._said(how, words)}")
             self._set(State.WAITING)
             await _sleep_unless(self._stopping, delay)
         self._set(State.STOPPED)
@@ -187,7 +186,6 @@ class Child:
                 env={**self._environment, **self.command.environment},
                 start_new_session=True,
             )
-        self._trouble = ""
         self._process = process
         self.pid = process.pid
         self._reaper.add(process.pid)
@@ -240,14 +238,10 @@ class Child:
                 signal_group(self.pid, signal.SIGKILL)
             await asyncio.wait([self._task], timeout=5.0)
 
-    def last_words(self) -> str:
-        return self._trouble or last_line(self.log)
-
-    def _said(self) -> str:
-        if self._trouble:
+    def _said(self, how: str, words: str) -> str:
+        if words and words in how:
             return ""
-        words = self.last_words()
-        return f"; last line of {self.log}: {words}" if words else f"; log: {self.log}"
+        return f"; last words in {self.log}: {words}" if words else f"; log: {self.log}"
 
     def _set(self, state: State) -> None:
         if state is not self.state:
@@ -271,24 +265,6 @@ def describe_exit(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
-
-
-def last_line(log: Path) -> str:
-    """The last line that says something; of a structured line its message."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = deque((line for line in file.read().decode(errors="replace").splitlines() if line.strip()), 1)
-    except OSError:
-        return ""
-    if not lines:
-        return ""
-    try:
-        record = json.loads(lines[0])
-        text = str(record["message"]) if isinstance(record, dict) else lines[0]
-    except (ValueError, KeyError):
-        text = lines[0]
-    return text.strip()[:300]
 
 
 def rotate(log: Path) -> None:

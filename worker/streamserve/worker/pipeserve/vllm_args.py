@@ -20,13 +20,11 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from random import Random
 from typing import Any, Final, NoReturn
 
 from streamserve.contract.runtime_config import SpeculationConfig
 from streamserve.contract.streampair import flags
 from streamserve.runtime.errors import SetupError
-from streamserve.runtime.ports import free_port
 from streamserve.worker.specustream.policy import DepthPolicy
 
 METHODS: Final = {"DraftModel": "draft_model", "Ngram": "ngram", "Eagle": "eagle", "Eagle3": "eagle3", "Mtp": "mtp"}
@@ -71,8 +69,7 @@ def set_environment(*, on_cpu: bool, method: str, model: str, nixl_address: tupl
         os.environ.setdefault(name, value)
     host, port = nixl_address
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
-    # vLLM would listen on any port for 0, and tell its peers 0.
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port or free_port(Random(), host))
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
 
 
 def parse(given: Mapping[str, str], *, model: str, on_cpu: bool) -> Any:

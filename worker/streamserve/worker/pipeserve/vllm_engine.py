@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from streamserve.contract.errors import (
@@ -28,6 +30,7 @@ from streamserve.contract.errors import (
 )
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 from streamserve.runtime.errors import SetupError
+from streamserve.runtime.ports import hold_port
 from streamserve.worker.pipeserve import compat, limits, vllm_args, vllm_config, vllm_requests
 from streamserve.worker.pipeserve.engine import (
     Adopted,
@@ -83,6 +86,11 @@ async def create(
         role=role, model=model, draft=draft, method=method, max_depth=max_depth, engine_args=engine_args
     )
     meters = Meters()
+    # vLLM would listen on any port for 0, and tell its peers 0. It listens only once all is loaded, by which time a
+    # port that was only looked up may be another engine's: ours is held until the engine stops.
+    port_holder = hold_port(Random(), nixl_address[0]) if nixl_address[1] == 0 else None
+    if port_holder is not None:
+        nixl_address = (nixl_address[0], port_holder.getsockname()[1])
 
     def load() -> tuple[Any, KvGeometry]:
         from vllm.platforms import current_platform
@@ -107,7 +115,7 @@ async def create(
     except Exception as error:
         raise SetupError(f"vLLM did not start: {error}") from error
     depth = max_depth if method != "None" else 0
-    return VllmEngine(llm, geometry, Record.open(record), meters, role=role, max_depth=depth)
+    return VllmEngine(llm, geometry, Record.open(record), meters, role=role, max_depth=depth, port_holder=port_holder)
 
 
 def _check_folders(*names: str | None) -> None:
@@ -120,7 +128,15 @@ class VllmEngine:
     """The Engine seam over one AsyncLLM."""
 
     def __init__(
-        self, llm: Any, geometry: KvGeometry, record: Record, meters: Meters, *, role: str, max_depth: int
+        self,
+        llm: Any,
+        geometry: KvGeometry,
+        record: Record,
+        meters: Meters,
+        *,
+        role: str,
+        max_depth: int,
+        port_holder: socket.socket | None = None,
     ) -> None:
         self._llm = llm
         self._record = record
@@ -129,6 +145,7 @@ class VllmEngine:
         self._tokenizer = llm.get_tokenizer()
         self._speculative = max_depth > 0
         self._stopped = False
+        self._port_holder = port_holder
         # Prompts held for a pull: our id to vLLM's own. Bounded; an entry that is pushed out waits for its lease.
         self._held: OrderedDict[str, str] = OrderedDict()
         vocabulary, longest, running = compat.limits(llm)
@@ -243,6 +260,8 @@ class VllmEngine:
         self._stopped = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.to_thread(self._llm.shutdown), _STOP_SECONDS)
+        if self._port_holder is not None:
+            self._port_holder.close()
 
     # ---- requests ----
 
