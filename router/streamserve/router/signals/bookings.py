@@ -1,26 +1,31 @@
 """This router's own work on one worker, counted from the moment it was decided.
 
-Every dispatch gets a sequence number, one more than the last, as it is sent; the worker echoes the highest it has
-admitted (`ack`). What is not sent yet, or is above the ack, is not in the worker's signals, so it is added to them:
-reserve on pick, no clocks compared. A number of the pick's would be no use: a decode worker gets a request when its
-prompt is computed, a short one long before the long one that was picked first.
+Every dispatch gets a sequence number as it is sent, higher than any that this router has given; the worker echoes the
+highest it has admitted (`ack`). What is not sent yet, or is above the ack, is not in the worker's signals, so it is
+added to them: reserve on pick, no clocks compared. A number of the pick's would be no use: a decode worker gets a
+request when its prompt is computed, a short one long before the long one that was picked first.
 A booking is released when its request has left the worker, acknowledged or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 
 from streamserve.contract.signals import WorkerSignals
 from streamserve.v1 import worker_pb2
 
 
 class Ledger:
-    """The bookings on one worker."""
+    """The bookings on one worker.
 
-    def __init__(self, router_id: int) -> None:
+    `numbers` are those of the whole router: a worker that was away long enough to be forgotten comes back with the
+    highest that it ever admitted, which a count of its own would begin below.
+    """
+
+    def __init__(self, router_id: int, numbers: Iterator[int] | None = None) -> None:
         self._router_id = router_id
-        self._sequence = 0
+        self._numbers = numbers if numbers is not None else count(1)
         self._unsent = 0
         # Tokens of what was sent and is not seen yet, by sequence: the lowest comes first.
         self._unseen: dict[int, int] = {}
@@ -39,9 +44,9 @@ class Ledger:
     def send(self, tokens: int) -> int:
         """A booking's request goes out now: its sequence number."""
         self._unsent -= 1
-        self._sequence += 1
-        self._unseen[self._sequence] = tokens
-        return self._sequence
+        sequence = next(self._numbers)
+        self._unseen[sequence] = tokens
+        return sequence
 
     def release(self, tokens: int, sequence: int | None) -> None:
         """`sequence`: None of a booking whose request was never sent."""

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -69,6 +70,7 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._workers: dict[str, TrackedWorker] = {}
+        self._numbers = count(1)
         self._tasks = Tasks("fleet")
         self._kick = asyncio.Event()
         self._changed = asyncio.Event()
@@ -289,6 +291,7 @@ class Fleet:
             worker_id,
             role,
             router_id=self._settings.router_id,
+            numbers=self._numbers,
             connect=lambda address: WorkerClient(address, tls=self._settings.tls),
         )
         self._workers[worker_id] = worker

@@ -7,7 +7,7 @@ drops everything that belonged to the old one; a client belongs to one address a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from streamserve.contract.errors import WorkerLost
@@ -32,7 +32,15 @@ def role_of(name: str) -> Role | None:
 class TrackedWorker:
     """Mutable, owned by the fleet; `view()` is the frozen picture of it."""
 
-    def __init__(self, worker_id: str, role: Role, *, router_id: int, connect: Callable[[str], WorkerClient]) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        role: Role,
+        *,
+        router_id: int,
+        connect: Callable[[str], WorkerClient],
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self.id = worker_id
         self.role = role
         self.lane = ""
@@ -42,7 +50,7 @@ class TrackedWorker:
         self.engine = ""
         self.engine_version = ""
         self.latest = LatestSignals(role)
-        self.ledger = Ledger(router_id)
+        self.ledger = Ledger(router_id, numbers)
         self.breaker: Breaker = Closed()
         self.detail = ""
         self.kv: KvGeometry | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamserve.contract.signals import Ack, Role, WorkerSignals, encode
 from streamserve.router.signals.bookings import Booking, Ledger
-from streamserve.router.signals.store import LatestSignals, Offer
+from streamserve.router.signals.store import COMEBACK_SECONDS, LatestSignals, Offer
 
 BASE = WorkerSignals(role=Role.DECODE, boot_id=11, epoch=5, uid_fingerprint=1)
 ROUTER = 77
@@ -42,6 +43,36 @@ def test_a_new_boot_replaces_and_the_old_one_never_comes_back() -> None:
     assert latest.offer(value(boot_id=12, epoch=1), 2.0) is Offer.NEW_BOOT
     assert latest.offer(value(boot_id=11, epoch=901), 3.0) is Offer.OLD
     assert latest.boot_id == 12 and latest.signals is not None and latest.signals.epoch == 1
+
+
+def test_a_boot_that_was_met_before_an_older_one_is_taken_back_when_it_alone_speaks() -> None:
+    """The registry names the new start, Redis still holds the old one's last words, and this router has just begun."""
+    latest = LatestSignals(Role.DECODE)
+    assert latest.restarted(12)
+    assert latest.offer(value(epoch=900), 0.0) is Offer.NEW_BOOT
+    offers = [latest.offer(value(boot_id=12, epoch=second), float(second)) for second in range(1, 8)]
+    assert offers == [Offer.OLD] * int(COMEBACK_SECONDS) + [Offer.NEW_BOOT, Offer.FRESH]
+    assert latest.boot_id == 12
+    assert latest.offer(value(epoch=900), 9.0) is Offer.OLD, "what the old one left behind"
+
+
+@pytest.mark.parametrize(
+    ("boot_12_speaks_at", "epochs_of_11"),
+    [
+        pytest.param([1.0, 4.0, 8.0], [901, 902, 903], id="the one in force speaks"),
+        pytest.param([1.0], [900, 900, 900], id="the replaced one left only its last value behind"),
+        pytest.param([], [901, 902, 903], id="the one in force may still be loading"),
+    ],
+)
+def test_a_replaced_boot_stays_away(boot_12_speaks_at: list[float], epochs_of_11: list[int]) -> None:
+    latest = LatestSignals(Role.DECODE)
+    latest.offer(value(epoch=900), 0.5)
+    assert latest.restarted(12)
+    for epoch, now in enumerate(boot_12_speaks_at, 1):
+        latest.offer(value(boot_id=12, epoch=epoch), now)
+    for epoch, now in zip(epochs_of_11, (9.0, 9.1, 9.2), strict=True):
+        assert latest.offer(value(epoch=epoch), now) is Offer.OLD
+    assert latest.boot_id == 12
 
 
 def test_garbage_is_counted_and_changes_nothing() -> None:
@@ -108,6 +139,15 @@ def test_a_restart_forgets_what_the_old_start_was_sent_and_nothing_else() -> Non
     first.release()
     assert (ledger.booked_tokens, ledger.own_requests) == (20, 1)
     assert second.dispatch().sequence == 2, "sequences go on: the same router never repeats one"
+
+
+def test_a_worker_that_was_forgotten_and_comes_back_acknowledges_nothing_that_it_has_not_seen() -> None:
+    numbers = count(1)
+    before, after = Ledger(ROUTER, numbers), Ledger(ROUTER, numbers)
+    highest = [booked(before).dispatch().sequence for _ in range(3)][-1]
+    booked(after, 10).dispatch()
+    after.acknowledge(acknowledging(Ack(ROUTER, highest)))
+    assert (after.booked_requests, after.booked_tokens) == (1, 10)
 
 
 @given(st.lists(st.sampled_from(["book", "send", "ack", "release", "restart"]), max_size=80))
