@@ -1,6 +1,7 @@
 """What is learned: acceptance by position, step times by load and depth, step time over the batch."""
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ def test_before_any_draft_the_prior_speaks() -> None:
 def test_positions_behind_a_rejection_are_unobserved() -> None:
     posterior = AcceptancePosterior()
     for _ in range(100):
-        posterior.observe(4, 1)
+        posterior.observe({(4, 1): 1})
     assert posterior.rate(0) > 0.95
     assert posterior.rate(1) < 0.1
     assert posterior.rate(2) == pytest.approx(0.7)
@@ -27,9 +28,9 @@ def test_positions_behind_a_rejection_are_unobserved() -> None:
 def test_newer_drafts_outweigh_older_ones() -> None:
     posterior = AcceptancePosterior(memory=100)
     for _ in range(10_000):
-        posterior.observe(1, 1)
+        posterior.observe({(1, 1): 1})
     for _ in range(300):
-        posterior.observe(1, 0)
+        posterior.observe({(1, 0): 1})
     assert posterior.rate(0) < 0.12
 
 
@@ -37,15 +38,34 @@ def test_the_prior_is_forgotten_as_everything_else_is() -> None:
     """A floor under the acceptance of a drafter that is never right would keep the depth at 1 for good."""
     posterior = AcceptancePosterior()
     for _ in range(2_000):
-        posterior.observe(1, 0)
+        posterior.observe({(1, 0): 1})
     assert posterior.rate(0) < 1e-3
+
+
+@given(st.dictionaries(st.tuples(st.integers(1, 6), st.integers(0, 6)), st.integers(1, 500), max_size=12), st.randoms())
+def test_the_outcomes_of_one_step_say_the_same_in_any_order(outcomes: dict[tuple[int, int], int], rng: Random) -> None:
+    """A batch larger than the memory would be ruled by those that come last."""
+    shuffled = list(outcomes.items())
+    rng.shuffle(shuffled)
+    one, other = AcceptancePosterior(), AcceptancePosterior()
+    one.observe(outcomes)
+    other.observe(dict(shuffled))
+    assert one.expected_emitted(6) == pytest.approx(other.expected_emitted(6))
+
+
+@pytest.mark.parametrize("requests", [16, 256, 1024])
+def test_a_large_batch_is_judged_by_all_of_its_requests(requests: int) -> None:
+    posterior, rng = AcceptancePosterior(), Random(3)
+    for _ in range(50):
+        posterior.observe({(1, 1): (held := sum(rng.random() < 0.7 for _ in range(requests))), (1, 0): requests - held})
+    assert posterior.rate(0) == pytest.approx(0.7, abs=0.12 if requests == 16 else 0.06)
 
 
 @given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), max_size=200))
 def test_expected_tokens_grow_with_depth_and_stay_within_what_is_possible(drafts: list[tuple[int, int]]) -> None:
     posterior = AcceptancePosterior()
     for drafted, accepted in drafts:
-        posterior.observe(drafted, min(drafted, accepted))
+        posterior.observe({(drafted, min(drafted, accepted)): 1})
     expected = posterior.expected_emitted(16)
     assert expected[0] == 1.0
     assert all(a <= b <= a + 1 for a, b in pairwise(expected))

@@ -36,7 +36,7 @@ def run(policy: DepthPolicy, engine: Engine, *, steps: int, seed: int = 0) -> li
             while accepted < pending and world.random() < engine.acceptance:
                 accepted += 1
             if pending:
-                law.observe_acceptance(pending, accepted)
+                law.observe_acceptance({(pending, accepted): 1})
         if pending == depth:
             law.observe_step(bucket_of(engine.requests), depth, engine.seconds(depth) * world.uniform(0.97, 1.03))
         chosen.append(depth)
@@ -73,7 +73,7 @@ CASES = {
         2,
     ),
     "a bound on the step's time caps the depth": (
-        DepthPolicy("Goodput", 0, 6, itl_seconds=0.0145),
+        DepthPolicy("Goodput", 0, 6, itl_seconds=0.0140),
         Engine(1.0, lambda k: 0.01 * (1 + 0.1 * k)),
         3,
     ),
@@ -95,7 +95,7 @@ def test_a_shallower_depth_that_is_only_as_good_has_to_be_so_for_a_while() -> No
     knowledge = Knowledge.empty()
     law = Goodput(DepthPolicy("Goodput", 2, 3, probe_fraction=0.0), knowledge, Random(0))
     for _ in range(400):
-        knowledge.acceptance.observe(3, 2)
+        knowledge.acceptance.observe({(3, 2): 1})
     for depth in (2, 3):
         for _ in range(20):
             knowledge.step_times.observe(0, depth, 0.01)
@@ -162,7 +162,7 @@ def test_every_load_bucket_keeps_a_depth_of_its_own() -> None:
             depths = []
             for _ in range(300):
                 depth = law.choose(Load(requests)).depth
-                law.observe_acceptance(6, 6)
+                law.observe_acceptance({(6, 6): 1})
                 law.observe_step(bucket_of(requests), depth, 0.01 * (1 + cost * depth * 1.2))
                 depths.append(depth)
             assert settled(depths) == (6 if requests == 1 else 0)
@@ -172,7 +172,33 @@ def test_one_stall_does_not_move_the_depth() -> None:
     law = Goodput(DepthPolicy("Goodput", 0, 6, probe_fraction=0.0), Knowledge.empty(), Random(0))
     for step in range(600):
         depth = law.choose(Load(4)).depth
-        law.observe_acceptance(6, 5)
+        law.observe_acceptance({(6, 5): 1})
         law.observe_step(2, depth, 5.0 if step == 400 else 0.01 * (1 + 0.05 * depth))
         if step > 300:
             assert depth == 5
+
+
+@pytest.mark.parametrize(("bound_seconds", "slowdown"), [(0.030, 8.0), (0.020, 3.0), (0.022, 2.5)])
+def test_a_slow_spell_at_the_start_does_not_forbid_depths_for_good(bound_seconds: float, slowdown: float) -> None:
+    """What broke the inter-token bound while the machine was slow keeps it with room to spare afterwards."""
+    policy = DepthPolicy("Goodput", 0, 6, itl_seconds=bound_seconds, probe_fraction=0.05)
+    law, world, depths = Goodput(policy, Knowledge.empty(), Random(1)), Random(2), list[int]()
+    for step in range(30_000):
+        depth = law.choose(Load(1)).depth
+        slow = slowdown if step < 300 else 1.0
+        law.observe_acceptance({(6, 5): 1})
+        law.observe_step(0, depth, slow * (0.010 + 0.001 * depth) * world.uniform(0.97, 1.03))
+        depths.append(depth)
+    assert settled(depths) == 5
+
+
+def test_a_depth_that_breaks_the_bound_is_tried_seldom() -> None:
+    policy = DepthPolicy("Goodput", 0, 6, itl_seconds=0.0135, probe_fraction=0.1)
+    law, world, depths = Goodput(policy, Knowledge.empty(), Random(1)), Random(2), Counter[int]()
+    for step in range(20_000):
+        depth = law.choose(Load(1)).depth
+        law.observe_acceptance({(6, 5): 1})
+        law.observe_step(0, depth, (0.010 + 0.001 * depth) * world.uniform(0.99, 1.01))
+        depths[depth] += step > 1_000
+    assert depths.most_common(1)[0][0] == 3
+    assert 0 < sum(depths[depth] for depth in (4, 5, 6)) / depths.total() < 0.02

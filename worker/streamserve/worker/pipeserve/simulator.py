@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -399,8 +400,8 @@ class Simulator:
         emissions = self.scheduler.finish(step, accepts, self._rng)
         for emission in emissions:
             self._hand_out(emission)
-            if emission.drafted:
-                self._law.observe_acceptance(emission.drafted, emission.accepted)
+        if judged := Counter((emission.drafted, emission.accepted) for emission in emissions if emission.drafted):
+            self._law.observe_acceptance(judged)
         if step.decoding and clean and not step.prefill_tokens and step.verified_depth == step.depth:
             self._law.observe_step(bucket_of(step.decoding), step.depth, seconds)
         self._meters.stepped(step, seconds, emissions)

@@ -193,15 +193,16 @@ class Driver:
     def _learn(self) -> None:
         """Take in what was judged since the last call. Few different outcomes stand for many requests."""
         judged, self._judged = self._judged, {}
-        for (drafted, accepted, representative), requests in judged.items():
+        for (drafted, accepted, _), requests in judged.items():
             self._drafted += drafted * requests
             self._accepted += accepted * requests
             for position in range(min(drafted, MAX_DEPTH)):
                 self._drafted_at[position] += requests
             for position in range(min(accepted, MAX_DEPTH)):
                 self._accepted_at[position] += requests
-            if representative and self._law is not None:
-                self._law.observe_acceptance(drafted, accepted, requests)
+        telling = {outcome[:2]: requests for outcome, requests in judged.items() if outcome[2]}
+        if telling and self._law is not None:
+            self._law.observe_acceptance(telling)
 
     def step_done(self) -> None:
         """The output of the oldest scheduled step was processed."""

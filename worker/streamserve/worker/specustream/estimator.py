@@ -4,16 +4,22 @@
     S_k  = c_1 · … · c_k                                            a draft of k survives whole
     E(k) = 1 + S_1 + … + S_k                                        expected tokens emitted by one step
 
-A rejection ends the draft, so positions behind it were never tried and count for nothing. Counts are halved in
-weight continuously: once a position has seen `memory` outcomes both its counts are scaled back to that many, so
-the newest `memory` outcomes rule and the prior is forgotten as the rest. Pooled over all requests of an engine:
-conditional rates multiply to the pooled survival exactly, so requests of different difficulty need no treatment of
-their own.
+A rejection ends the draft, so positions behind it were never tried and count for nothing. Counts are halved in weight
+continuously: once a position has seen `memory` outcomes both its counts are scaled back to that many, so the newest
+`memory` outcomes rule and the prior is forgotten as the rest. The outcomes of one step are of one age: they are added
+up before anything is scaled, or those that happen to come last would rule a large batch. Pooled over all requests of an
+engine: conditional rates multiply to the pooled survival exactly, so requests of different difficulty need no treatment
+of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from streamserve.worker.specustream.policy import MAX_DEPTH
+
+Outcomes = Mapping[tuple[int, int], int]
+"""(tokens drafted and verified, how many of the first of them held) to the number of requests that it went so for."""
 
 
 class AcceptancePosterior:
@@ -33,14 +39,16 @@ class AcceptancePosterior:
         self._rejected = [(1 - prior_rate) * prior_weight] * depth
         self._memory = memory
 
-    def observe(self, drafted: int, accepted: int, requests: int = 1) -> None:
-        """`drafted` tokens were verified, the first `accepted` of them held; so it went for `requests` requests."""
-        drafted = min(drafted, len(self._accepted))
-        for position in range(min(accepted + 1, drafted)):
-            if position < accepted:
-                self._accepted[position] += requests
-            else:
-                self._rejected[position] += requests
+    def observe(self, outcomes: Outcomes) -> None:
+        """What came of one step's drafts."""
+        for (drafted, accepted), requests in outcomes.items():
+            drafted = min(drafted, len(self._accepted))
+            for position in range(min(accepted + 1, drafted)):
+                if position < accepted:
+                    self._accepted[position] += requests
+                else:
+                    self._rejected[position] += requests
+        for position in range(len(self._accepted)):
             seen = self._accepted[position] + self._rejected[position]
             if seen > self._memory:
                 scale = self._memory / seen

@@ -75,11 +75,11 @@ class StepTimes:
         return cell.last_at if cell else 0
 
     def variation(self, bucket: int) -> float:
-        """Coefficient of variation of the bucket's best measured depth; 0 while unknown."""
+        """Coefficient of variation of the bucket's best measured depth, a fresh one if any; 0 while unknown."""
         cells = self._cells.get(bucket)
         if not cells:
             return 0.0
-        cell = max(cells.values(), key=lambda c: c.count)
+        cell = max(cells.values(), key=lambda c: (self._weight(c), c.count))
         return float(cell.squares**0.5 / cell.seconds) if cell.count > 2 and cell.seconds else 0.0
 
     def curve(self, bucket: int, deepest: int) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from streamserve.worker.specustream.estimator import AcceptancePosterior
+from streamserve.worker.specustream.estimator import AcceptancePosterior, Outcomes
 from streamserve.worker.specustream.steptimes import StepTimes
 
 
@@ -31,8 +31,8 @@ class Law(Protocol):
     def choose(self, load: Load) -> Choice:
         """The depth for this step's drafts; called once per scheduled step."""
 
-    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
-        """A verified draft; `requests` of them with the same counts in one step."""
+    def observe_acceptance(self, outcomes: Outcomes) -> None:
+        """The verified drafts of one step, all at once."""
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         """One clean decode step (no prefill in it, no idling before it, drafted and verified at `depth`)."""

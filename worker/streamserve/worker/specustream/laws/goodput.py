@@ -14,10 +14,11 @@ is lost beyond `PARSIMONY`, for a draft that buys nothing still costs the drafte
 `PARITY_STEPS` steps in a row say so, or noise would decide. Each load bucket keeps its own incumbent, so bursty load
 does not thrash.
 
-A bucket that is new measures its anchors first (incumbent, min, max: `ANCHOR_SAMPLES` clean steps each, giving up
-after `ANCHOR_PATIENCE` steps). After that a share `probe_fraction` of steps tries the neighbour measured longest
-ago. A probe lasts four steps, because the first one verifies at the old depth and drafts at the new, and is not a
-clean sample of either.
+A bucket that is new measures its anchors first (incumbent, min, max: `ANCHOR_SAMPLES` clean steps each, giving up after
+`ANCHOR_PATIENCE` steps). After that a share `probe_fraction` of steps tries the neighbour measured longest ago, one
+that seems hopeless or too slow for the bound an eighth as often: what it was measured at may have been a slow spell of
+the machine, and nothing else would show that it is over. A probe lasts four steps, because the first one verifies at
+the old depth and drafts at the new, and is not a clean sample of either.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from streamserve.worker.specustream.estimator import Outcomes
 from streamserve.worker.specustream.laws import Choice, Knowledge, Load
 from streamserve.worker.specustream.policy import DepthPolicy
 from streamserve.worker.specustream.steptimes import bucket_of
@@ -37,7 +39,7 @@ ANCHOR_SAMPLES = 3
 ANCHOR_PATIENCE = 12
 PROBE_STEPS = 4
 HOPELESS = 0.6
-"""A neighbour predicted below this share of the best goodput is probed eight times less often."""
+"""A neighbour predicted below this share of the best goodput, or to break the bound, is probed an eighth as often."""
 SMOOTHING = 0.3
 
 
@@ -74,8 +76,8 @@ class Goodput:
         state.dwell += 1
         return self._anchor(bucket, state) or self._running_probe(state) or self._settle(bucket, state)
 
-    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
-        self._knowledge.acceptance.observe(drafted, accepted, requests)
+    def observe_acceptance(self, outcomes: Outcomes) -> None:
+        self._knowledge.acceptance.observe(outcomes)
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         self._knowledge.step_times.observe(bucket, depth, seconds)
@@ -146,12 +148,10 @@ class Goodput:
     def _neighbour(self, bucket: int, state: _Bucket, goodput: list[float]) -> int | None:
         low, high = self._policy.min_depth, self._policy.max_depth
         near = [k for k in (state.incumbent - 1, state.incumbent + 1) if low <= k <= high]
-        near = [k for k in near if not goodput or goodput[k - low] > 0.0]
-        if not near:
-            return None
-        probe = min(near, key=lambda k: self._knowledge.step_times.last_at(bucket, k))
-        if goodput and goodput[probe - low] < HOPELESS * max(goodput):
+        near.sort(key=lambda k: self._knowledge.step_times.last_at(bucket, k))
+        hopeful = [k for k in near if not goodput or goodput[k - low] >= HOPELESS * max(goodput)]
+        if len(hopeful) < len(near):
             state.skipped += 1
-            if state.skipped % 8:
-                return None
-        return probe
+            if state.skipped % 8 == 0:
+                hopeful = near
+        return hopeful[0] if hopeful else None

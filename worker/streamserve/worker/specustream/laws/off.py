@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamserve.worker.specustream.estimator import Outcomes
 from streamserve.worker.specustream.laws import Choice, Knowledge, Load
 
 
@@ -14,8 +15,8 @@ class Off:
     def choose(self, load: Load) -> Choice:
         return Choice(0, "off")
 
-    def observe_acceptance(self, drafted: int, accepted: int, requests: int = 1) -> None:
-        self._knowledge.acceptance.observe(drafted, accepted, requests)
+    def observe_acceptance(self, outcomes: Outcomes) -> None:
+        self._knowledge.acceptance.observe(outcomes)
 
     def observe_step(self, bucket: int, depth: int, seconds: float) -> None:
         self._knowledge.step_times.observe(bucket, depth, seconds)
