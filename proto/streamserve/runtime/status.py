@@ -2,6 +2,9 @@
 
 gRPC: the status code of the error's type, with google.rpc details: ErrorInfo always (reason, domain, metadata),
 RetryInfo when a retry helps, BadRequest when one field is at fault. HTTP: the nearest status.
+
+A refusal may repeat what was sent, of any length; gRPC refuses trailers of some 8 KiB and ends such a call as
+RESOURCE_EXHAUSTED, which clients send again. So a message is cut on the wire.
 """
 
 from __future__ import annotations
@@ -32,13 +35,18 @@ _HTTP: Final = {
 }
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 REQUEST_ID_METADATA: Final = "x-request-id"
+# The message is there up to three times: as it is (a byte may take three), in the status and in BadRequest (base64).
+MESSAGE_BYTES: Final = 1_000
+_METADATA_BYTES: Final = 250
 
 
 def to_status(error: StreamServeError) -> status_pb2.Status:
-    """google.rpc.Status with its details packed."""
+    """google.rpc.Status with its details packed; texts no longer than a trailer may be."""
+    message = _cut(error.message, MESSAGE_BYTES)
+    metadata = {name: _cut(value, _METADATA_BYTES) for name, value in error.metadata.items()}
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=DOMAIN, metadata={"kind": type(error).__name__, **error.metadata}
+            reason=error.reason, domain=DOMAIN, metadata={"kind": type(error).__name__, **metadata}
         ),
     ]
     if error.retry_after_seconds is not None:
@@ -46,14 +54,25 @@ def to_status(error: StreamServeError) -> status_pb2.Status:
         delay.FromNanoseconds(int(max(0.0, error.retry_after_seconds) * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(error.field, _METADATA_BYTES), description=message
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end of a text that takes more than `most` bytes."""
+    data = text.encode(errors="replace")
+    if len(data) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{data[:half].decode(errors='ignore')} … {data[-half:].decode(errors='ignore')}"
 
 
 async def abort(context: Any, error: StreamServeError) -> NoReturn:

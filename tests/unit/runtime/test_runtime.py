@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -122,6 +123,32 @@ def test_status_details_name_the_field_at_fault() -> None:
     bad = error_details_pb2.BadRequest()
     assert packed.details[1].Unpack(bad)
     assert bad.field_violations[0].field == "sampling.top_p"
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "漢", "\n"])
+async def test_a_refusal_that_repeats_what_was_sent_keeps_its_code_and_its_details(character: str) -> None:
+    """gRPC ends a call whose trailers are too long as RESOURCE_EXHAUSTED, which clients send again."""
+    sent = character * 100_000
+
+    async def refuse(request: bytes, context: Any) -> bytes:
+        await status.abort(context, InvalidRequest(f"role {sent} is not known; use user", field=f"messages.{sent}"))
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(refuse)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.B", {"C": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with channel(f"127.0.0.1:{port}") as client:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await client.unary_unary("/a.B/C")(b"", timeout=5)
+    finally:
+        await server.stop(0)
+    error = status.from_rpc_error(raised.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.message.startswith(f"role {character}")
+    assert error.message.endswith(f"{character} is not known; use user")
+    assert (error.field or "").startswith("messages.")
 
 
 async def test_health_server_answers_metrics_and_tells_why_it_is_not_ready() -> None:

@@ -61,6 +61,10 @@ def test_refused_prompt(extra: dict[str, Any], text: str) -> None:
 ONLY_CHAT: dict[str, tuple[dict[str, Any], str]] = {
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     "a message without content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "a tool's call in a message": (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        "messages.0.tool_calls",
+    ),
     "a name in a message": ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
     "two different limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "send one of them"),
     "top_logprobs alone": ({"top_logprobs": 3}, "needs logprobs"),
@@ -132,3 +136,15 @@ def read(chat: bool, extra: dict[str, Any]) -> Any:
     if chat:
         return requests.chat_completion(json.dumps({"messages": MESSAGES} | extra).encode()).to_message()
     return requests.completion(json.dumps({"prompt": "hello"} | extra).encode()).to_message()
+
+
+def test_an_answer_comes_back_as_the_past_of_the_next_question_as_clients_write_it() -> None:
+    """`choices[0].message.model_dump()` of OpenAI's own client."""
+    unused = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+    answer = {"role": "assistant", "content": "hi"} | dict.fromkeys(unused)
+    chat = read(True, {"messages": [*MESSAGES, answer, *MESSAGES]}).prompt.chat
+    assert [(message.role, message.content) for message in chat.messages] == [
+        ("user", "hello"),
+        ("assistant", "hi"),
+        ("user", "hello"),
+    ]

@@ -40,6 +40,16 @@ UNUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "default"),
     "web_search_options": (),
 }
+# The same of a message: what clients' own classes write of an answer that is sent back as the next question's past.
+UNUSED_IN_MESSAGE: Final[Mapping[str, tuple[Any, ...]]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
 _UINT32: Final = Field(ge=0, lt=2**32)
 _Request = TypeVar("_Request", bound=BaseModel)
 
@@ -131,6 +141,17 @@ class TextPart(_Strict):
 class Message(_Strict):
     role: str
     content: str | list[TextPart]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_not_used(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value
+            for name, value in given.items()
+            if name not in UNUSED_IN_MESSAGE or (value is not None and value not in UNUSED_IN_MESSAGE[name])
+        }
 
     @property
     def text(self) -> str:

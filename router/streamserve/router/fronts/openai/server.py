@@ -145,6 +145,10 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     ca, _, _ = files.read()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_OPTIONAL
+    # A resumed session shows the certificate of its beginning, whatever is trusted by now. Without tickets TLS 1.3 has
+    # none; the cache of TLS 1.2's cannot be switched off from Python.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
     try:
         context.load_cert_chain(files.certificate, files.key)
         context.load_verify_locations(cadata=ca.decode("ascii"))
