@@ -8,13 +8,13 @@ long as the orchestrator permits. A client that leaves cancels the handler's tas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import grpc
 
-from streamserve.contract.errors import InternalError, NotReady, StreamServeError
+from streamserve.contract.errors import Cancelled, InternalError, NotReady, StreamServeError
 from streamserve.router.fronts.checks import Checks
 from streamserve.router.scheduler.orchestrator import Orchestrator, Write
 from streamserve.runtime import logs, status
@@ -48,33 +48,36 @@ class InferenceServicer:
                 message, request_id=request_id, remaining_seconds=status.remaining_seconds(context)
             )
             await self._orchestrator.serve(request, _writer(context, request_id))
+        except _ClientLeft as error:
+            # Nobody hears an answer.
+            _log.info("%s", error.message)
         except StreamServeError as error:
             await _abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
-        except grpc.aio.UsageError as error:
-            # The call ended under a write: the client is gone and nobody hears an answer.
-            _log.info("the client left: %s", error)
         except Exception:
             _log.exception("Generate failed")
             await _abort(context, InternalError("the router failed; report this with its log"))
+
+
+class _ClientLeft(Cancelled):
+    """The call ended under a write."""
 
 
 def _writer(context: Any, request_id: str) -> Write:
     """Sends the headers with the first chunk, not before: a client may then still retry what fails earlier."""
     opened = False
 
-    async def first(data: bytes) -> None:
-        await context.send_initial_metadata(((status.REQUEST_ID_METADATA, request_id),))
-        await context.write(data)
-
-    def write(data: bytes) -> Awaitable[None]:
+    async def write(data: bytes) -> None:
         nonlocal opened
-        if opened:
-            sent: Awaitable[None] = context.write(data)
-            return sent
-        opened = True
-        return first(data)
+        try:
+            if not opened:
+                opened = True
+                await context.send_initial_metadata(((status.REQUEST_ID_METADATA, request_id),))
+            await context.write(data)
+        except grpc.aio.BaseError as error:
+            # A call that has ended is UsageError, one that ends in this moment InternalError.
+            raise _ClientLeft(f"the client left: {error}") from error
 
     return write
 
