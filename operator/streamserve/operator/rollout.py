@@ -130,6 +130,7 @@ def _lane(index: int, pods: list[Pod], now: float) -> LaneNow:
         index=index,
         revision=revisions.pop() if len(revisions) == 1 else MIXED,
         slots=frozenset(pod.slot for pod in pods),
+        leaving=frozenset(pod.slot for pod in pods if pod.drain),
         ready=ready,
         was_ready=was_ready,
         retiring=any(pod.drain in _OF_THE_LANE for pod in pods),

@@ -60,11 +60,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneNow:
-    """One lane as it is. `failures` counts deaths of its workers since it was last ready."""
+    """One lane as it is. `slots` are the places that are taken, `leaving` those of them whose worker was told to go.
+
+    `failures` counts deaths of its workers since it was last ready.
+    """
 
     index: int
     revision: str
     slots: frozenset[Slot]
+    leaving: frozenset[Slot] = frozenset()
     ready: bool = False
     was_ready: bool = False
     retiring: bool = False
@@ -133,7 +137,7 @@ def plan(wanted: Wanted, lanes: tuple[LaneNow, ...]) -> Plan:
         not actions
         and not halted
         and len(lanes) == wanted.lanes
-        and all(lane.ready and not lane.retiring for lane in lanes)
+        and all(lane.ready and not lane.retiring and not lane.leaving for lane in lanes)
     )
     return Plan(tuple(actions), halted, done)
 
@@ -177,10 +181,12 @@ def _order(lane: LaneNow, target: int) -> tuple[int, int]:
 
 
 def _replicas(wanted: Wanted, target: int, lanes: tuple[LaneNow, ...]) -> list[Action]:
+    """A place is free when its worker is gone: one that leaves and is wanted again is not taken back, but followed."""
     actions: list[Action] = []
     for lane in lanes:
         if lane.retiring or lane.revision != wanted.revision or lane.index >= target:
             continue
+        going = lane.slots - wanted.slots - lane.leaving
         actions += [StartWorker(lane.index, slot) for slot in sorted(wanted.slots - lane.slots)]
-        actions += [RetireWorker(lane.index, slot) for slot in sorted(lane.slots - wanted.slots, reverse=True)]
+        actions += [RetireWorker(lane.index, slot) for slot in sorted(going, reverse=True)]
     return actions

@@ -24,6 +24,7 @@ from streamserve.contract.lanes import (
 )
 
 PAIR = frozenset([Slot("prefill", 0), Slot("decode", 0)])
+SECOND = Slot("decode", 1)
 
 
 def lane(index: int, revision: str = "a", **changes: object) -> LaneNow:
@@ -141,6 +142,22 @@ CASES = {
     "a replica less is drained": Case(
         wanted(lanes=1), (lane(0, slots=PAIR | {Slot("decode", 1)}),), (RetireWorker(0, Slot("decode", 1)),)
     ),
+    "a replica less that is leaving already is waited for": Case(
+        wanted(lanes=1), (lane(0, slots=PAIR | {SECOND}, leaving=frozenset([SECOND])),)
+    ),
+    "a replica that is wanted again comes once the one that leaves its place is gone": Case(
+        wanted(lanes=1, decode_replicas=2), (lane(0, slots=PAIR | {SECOND}, leaving=frozenset([SECOND])),)
+    ),
+    "beside a replica that leaves the other missing ones are started": Case(
+        wanted(lanes=1, decode_replicas=3),
+        (lane(0, slots=PAIR | {SECOND}, leaving=frozenset([SECOND])),),
+        (StartWorker(0, Slot("decode", 2)),),
+    ),
+    "a lane with a replica that leaves is replaced whole": Case(
+        wanted("b", 1, decode_replicas=2),
+        (lane(0, slots=PAIR | {SECOND}, leaving=frozenset([SECOND])),),
+        (RetireLane(0, Reason.REVISION_CHANGED),),
+    ),
 }  # fmt: skip
 
 
@@ -161,6 +178,7 @@ class World:
         self.bad = bad
         self.lanes: dict[int, LaneNow] = {}
         self.left: dict[int, int] = {}
+        self.draining: dict[tuple[int, Slot], int] = {}
 
     def tick(self, want: Wanted) -> bool:
         """One step of the planner and of the world; True when done or halted."""
@@ -182,21 +200,36 @@ class World:
                 self.lanes[index] = replace(self.lanes[index], retiring=True)
                 self.left[index] = self.rng.randint(1, 4)
             case StartWorker(index, slot, _):
-                self.lanes[index] = replace(self.lanes[index], slots=self.lanes[index].slots | {slot})
+                now = self.lanes[index]
+                assert slot not in now.slots, "two workers would have one place"
+                self.lanes[index] = replace(now, slots=now.slots | {slot})
             case RetireWorker(index, slot, _):
-                self.lanes[index] = replace(self.lanes[index], slots=self.lanes[index].slots - {slot})
+                now = self.lanes[index]
+                assert slot in now.slots - now.leaving
+                self.lanes[index] = replace(now, leaving=now.leaving | {slot})
+                self.draining[index, slot] = self.rng.randint(1, 4)
 
     def _age(self, index: int) -> None:
+        for slot in self.lanes[index].leaving:
+            self._age_worker(index, slot)
         self.left[index] -= 1
         now = self.lanes[index]
         if self.left[index] > 0:
             return
         if now.retiring:
             del self.lanes[index], self.left[index]
+            self.draining = {place: left for place, left in self.draining.items() if place[0] != index}
         elif now.revision in self.bad:
             self.lanes[index] = replace(now, failures=now.failures + 1)
         else:
             self.lanes[index] = replace(now, ready=True, was_ready=True)
+
+    def _age_worker(self, index: int, slot: Slot) -> None:
+        self.draining[index, slot] -= 1
+        if self.draining[index, slot] == 0:
+            del self.draining[index, slot]
+            now = self.lanes[index]
+            self.lanes[index] = replace(now, slots=now.slots - {slot}, leaving=now.leaving - {slot})
 
     @property
     def serving(self) -> int:
@@ -243,7 +276,7 @@ def test_any_sequence_of_edits_ends_at_the_last_one(
     world.run(want)
     assert sorted(world.lanes) == list(range(want.lanes))
     assert {one.revision for one in world.lanes.values()} <= {want.revision}
-    assert all(one.slots == want.slots for one in world.lanes.values())
+    assert all(one.slots == want.slots and not one.leaving for one in world.lanes.values())
 
 
 @settings(max_examples=100, deadline=None)

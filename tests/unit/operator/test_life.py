@@ -422,6 +422,16 @@ def test_a_lane_that_takes_requests_and_may_not_stop_needs_surge_whatever_its_ku
     assert cluster.condition("Progressing")["reason"] == "NeedsSurge"
 
 
+def test_a_replica_that_drains_and_is_wanted_again_is_no_end_of_the_rollout(make_body: MakeBody, site: Site) -> None:
+    cluster = settled(make_body(DEFAULTS | {"lanes": 1, "decode.replicas": 2}), site)
+    cluster.edit(make_body(DEFAULTS | {"lanes": 1, "decode.replicas": 1}, generation=2))
+    cluster.reconcile()
+    cluster.edit(make_body(DEFAULTS | {"lanes": 1, "decode.replicas": 2}, generation=3))
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.condition("Progressing")["reason"] == "LanesStarting"
+
+
 def drained(cluster: Cluster) -> set[str]:
     """Whom the next decision asks to leave, without their revisions."""
     return {action.name.rpartition("-")[0] for action in cluster.decide().actions if isinstance(action, Drain)}

@@ -126,7 +126,8 @@ class Lanes:
         return LaneNow(
             index=lane.index,
             revision=lane.revision,
-            slots=frozenset(lane.staying),
+            slots=frozenset(lane.children),
+            leaving=frozenset(lane.leaving),
             ready=lane.ready,
             was_ready=lane.was_ready,
             retiring=lane.retiring,
@@ -139,6 +140,8 @@ class Lanes:
         """Begin it; whatever takes time goes on by itself and calls `changed` when it is done."""
         match action:
             case StartLane(index, _):
+                if index in self.lanes:
+                    return
                 lane = self.lanes[index] = Lane(index, revision, pair)
                 self._say(f"{lane.name}: starts, revision {revision}")
                 for slot in [
@@ -152,18 +155,23 @@ class Lanes:
                 self._say(f"{lane.name}: retires ({reason}), drains for at most {drain_seconds:.0f} s")
                 self._tasks.spawn(f"retire/{lane.name}", self._retire(lane, drain_seconds))
             case StartWorker(index, slot, _):
-                self._say(f"{worker_name(index, slot)}: added")
-                self._start(self.lanes[index], slot)
+                if self._start(self.lanes[index], slot):
+                    self._say(f"{worker_name(index, slot)}: added")
             case RetireWorker(index, slot, _):
                 lane = self.lanes[index]
+                child = lane.children[slot]
                 lane.leaving.add(slot)
                 self._say(f"{worker_name(index, slot)}: retires, drains for at most {drain_seconds:.0f} s")
-                self._tasks.spawn(f"retire/{lane.name}/{slot}", self._retire_worker(lane, slot, drain_seconds))
+                self._tasks.spawn(f"retire/{lane.name}/{slot}", self._retire_worker(lane, slot, child, drain_seconds))
 
-    def _start(self, lane: Lane, slot: Slot) -> None:
+    def _start(self, lane: Lane, slot: Slot) -> bool:
+        """False where a worker has the place: it would be a process that nobody stops. The planner asks again."""
+        if slot in lane.children:
+            return False
         child = self._new_child(commands.worker(self._site, lane.pair, lane.index, slot, lane.revision))
         lane.children[slot] = child
         child.start()
+        return True
 
     async def _retire(self, lane: Lane, drain_seconds: float) -> None:
         await self._drain(lane, lane.children, drain_seconds)
@@ -172,12 +180,12 @@ class Lanes:
         self._say(f"{lane.name}: stopped")
         self._changed()
 
-    async def _retire_worker(self, lane: Lane, slot: Slot, drain_seconds: float) -> None:
-        child = lane.children[slot]
+    async def _retire_worker(self, lane: Lane, slot: Slot, child: Child, drain_seconds: float) -> None:
         await self._drain(lane, {slot: child}, drain_seconds)
         await child.stop(STOP_SECONDS)
-        lane.leaving.discard(slot)
-        del lane.children[slot]
+        if lane.children.get(slot) is child:
+            del lane.children[slot]
+            lane.leaving.discard(slot)
         self._changed()
 
     async def _drain(self, lane: Lane, children: Mapping[Slot, Child], drain_seconds: float) -> None:
