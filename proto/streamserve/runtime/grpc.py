@@ -2,7 +2,8 @@
 
 Keepalive alone found a frozen peer only after 70 s; with `grpc.http2.ping_timeout_ms` it takes at most a keepalive and
 that, 12 s (tests/e2e/router_simulator/test_frozen_peer.py). Messages are bounded on both sides: a larger one gets
-RESOURCE_EXHAUSTED from gRPC itself.
+RESOURCE_EXHAUSTED from gRPC itself. Channels go straight to their address: gRPC alone would take `http_proxy` from the
+environment even for 127.0.0.1 and for pods, which no proxy of a company reaches.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
 ]
 
 
