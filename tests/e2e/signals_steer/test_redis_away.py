@@ -95,7 +95,7 @@ def outages(fleets: dict[str, LocalFleet]) -> dict[str, Outage]:
 @asynccontextmanager
 async def writer(fleet: LocalFleet) -> AsyncIterator[ConfigPush]:
     """The one writer of the configuration, as `streamserve up` runs it."""
-    push = ConfigPush(fleet.keys, fleet.redis.url, fleet.config_file)
+    push = ConfigPush(fleet.keys, fleet.redis.url, fleet.config_file, print)
     await push.write(fleet.config)
     keeping = asyncio.create_task(push.keep())
     try:

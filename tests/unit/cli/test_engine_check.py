@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.cli.up import engine_check, watch
+from streamserve.cli.up import engine_check, preflight, watch
 from streamserve.cli.up.commands import Site
 from streamserve.cli.up.engine_check import Answer
 from streamserve.cli.up.supervisor import Reaper
@@ -90,6 +91,25 @@ async def test_the_answer_of_the_process_that_is_asked(
     assert started[0].returncode is not None
 
 
+REFUSALS = {"no file can be opened": "logs", "no process can be started": "process"}
+
+
+@pytest.mark.parametrize("what", REFUSALS.values(), ids=REFUSALS)
+async def test_a_machine_that_cannot_ask_now_leaves_the_answer_open(
+    what: str, tmp_path: Path, make_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: str, **__: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    if what == "process":
+        (tmp_path / "logs").mkdir()
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    site = Site(pair="p", uid="u", run_dir=tmp_path, redis_url="redis://h", environment={})
+    answer = await engine_check.ask(site, Reaper(), make_pair())
+    assert answer.refused == ()
+    assert answer.unknown.startswith("the check could not be started: ")
+
+
 class Push:
     def __init__(self) -> None:
         self.written: list[int] = []
@@ -130,6 +150,26 @@ async def test_a_cold_edit_waits_for_the_answer(
     assert (current.pair is new) == bool(written)
     assert any(said in line for line in told), told
     assert json.dumps(told).count("asks vLLM") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("no thread")])
+async def test_an_edit_is_taken_over_although_the_machine_cannot_be_looked_at(
+    error: Exception, tmp_path: Path, make_pair: Callable[..., StreamPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(preflight, "gather", refuse)
+    old, new = make_pair({"spec.lanes": 1}), make_pair({"spec.lanes": 2})
+    current = Current.first(old, hot.runtime_config(old, "u", 1))
+    told: list[str] = []
+    push, tasks = Push(), Tasks("test")
+    taker = _taker(tmp_path / "pair.json", current, push, tasks, lambda _: asyncio.sleep(0, Answer()), told)
+    await taker._take_over(new, 0.0)
+    await tasks.stop()
+    assert current.pair is new
+    assert push.written == [2]
+    assert str(error) in told[0]
 
 
 def _taker(

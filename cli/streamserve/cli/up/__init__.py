@@ -10,6 +10,7 @@ preflight.py   what would fail later, refused now
 app.py         the edge: the command line and the file, refusals, the folder of a run
 running.py     what runs: started, planned, told, stopped
 taking.py      edits: judged, taken over or refused
+files.py       files for others, written again when the machine refused them
 supervisor.py lanes.py redis.py push.py view.py watch.py drain.py status.py guard.py reaper.py
                what running.py is made of
 """

@@ -70,15 +70,19 @@ def refusals(pair: StreamPair, answers: Sequence[str | None]) -> tuple[str, ...]
 async def ask(site: Site, reaper: Reaper, pair: StreamPair, timeout_seconds: float = CHECK_SECONDS) -> Answer:
     """vLLM's answer. The process ends with this call, whatever happens."""
     log = site.log_file(_NAME)
-    with log.open("ab") as err:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "streamserve.worker.pipeserve.vllm_check"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=err,
-            env={**site.environment, "TMPDIR": str(site.temporary), **commands.engine_environment(site, pair)},
-            start_new_session=True,
-        )
+    try:
+        with log.open("ab") as err:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "streamserve.worker.pipeserve.vllm_check"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=err,
+                env={**site.environment, "TMPDIR": str(site.temporary), **commands.engine_environment(site, pair)},
+                start_new_session=True,
+            )
+    except OSError as error:
+        # No memory, too many processes or files, no space for the log: no reason to end what runs.
+        return Answer(unknown=f"the check could not be started: {error}")
     reaper.add(process.pid)
     try:
         asked = json.dumps(questions(pair)).encode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,10 +18,10 @@ from typing import Final
 import grpc
 
 from streamserve.cli.up import redis as local_redis
+from streamserve.cli.up.files import KeptFile
 from streamserve.contract import keys, runtime_config, signals
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.runtime import grpc as transport
-from streamserve.runtime.process import write_atomic
 from streamserve.runtime.redis_away import AWAY
 from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -66,9 +66,10 @@ class Echo:
 class ConfigPush:
     """Writes configurations and waits for their echo."""
 
-    def __init__(self, keyspace: keys.Keyspace, redis_url: str, file: Path) -> None:
+    def __init__(self, keyspace: keys.Keyspace, redis_url: str, file: Path, say: Callable[[str], None]) -> None:
         self._keys = keyspace
-        self._file = file
+        self._file = KeptFile(file, say)
+        self._filing = asyncio.Lock()
         self._redis = local_redis.client(redis_url)
         self._current: RuntimeConfig | None = None
 
@@ -76,10 +77,15 @@ class ConfigPush:
         await self._redis.aclose()
 
     async def write(self, config: RuntimeConfig) -> None:
-        """To both places. Redis being away is no failure: the file is watched, and `keep` writes again."""
+        """To both places. One that does not take it is no failure: both are watched, and `keep` writes again."""
         self._current = config
-        data = runtime_config.encode(config)
-        await asyncio.gather(self._push(data), asyncio.to_thread(write_atomic, self._file, data))
+        await asyncio.gather(self._push(runtime_config.encode(config)), self._write_file())
+
+    async def _write_file(self) -> None:
+        """The newest: a write that was late must not undo a later one."""
+        async with self._filing:
+            if self._current is not None:
+                await self._file.write_in_thread(runtime_config.encode(self._current))
 
     async def _push(self, data: bytes) -> None:
         with contextlib.suppress(*AWAY):
@@ -89,12 +95,14 @@ class ConfigPush:
                 await pipe.execute()
 
     async def keep(self, interval_seconds: float = 1.0) -> None:
-        """Until cancelled: write again what a restarted Redis has forgotten, renew what would expire."""
+        """Until cancelled: write again what a restarted Redis has forgotten or the disk did not take, renew what would
+        expire."""
         renewed = time.monotonic()
         while True:
             await asyncio.sleep(interval_seconds)
             if self._current is None:
                 continue
+            await self._write_file()
             try:
                 stored = await self._redis.get(self._keys.config)
             except AWAY:

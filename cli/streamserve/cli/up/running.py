@@ -23,6 +23,7 @@ from streamserve.cli.errors import Refused
 from streamserve.cli.up import commands, edits, engine_check, ports, preflight, run_folder, watch
 from streamserve.cli.up import redis as local_redis
 from streamserve.cli.up.commands import Command, Site
+from streamserve.cli.up.files import KeptFile
 from streamserve.cli.up.lanes import STOP_SECONDS, Lanes
 from streamserve.cli.up.metrics import UpMetrics
 from streamserve.cli.up.push import ConfigPush
@@ -87,7 +88,8 @@ class Running:
         self._lanes: Lanes | None = None
         self._push: ConfigPush | None = None
         self._view: RouterView | None = None
-        self._fleet_text = b""
+        self._fleet_file: KeptFile | None = None
+        self._ready_file = None if options.ready_file is None else KeptFile(options.ready_file.absolute(), reporter.say)
         self._announced = False
         self._halted = ""
         self._refused = asyncio.Event()
@@ -120,9 +122,12 @@ class Running:
             environment=dict(os.environ),
             cpu_engines=preflight.cpu_engines(),
         )
-        self._push = ConfigPush(Keyspace(commands.NAMESPACE, site.pair), endpoint.url, site.config_file)
+        self._push = ConfigPush(
+            Keyspace(commands.NAMESPACE, site.pair), endpoint.url, site.config_file, self._reporter.say
+        )
         await self._push.write(self._current.config)
         self._lanes = Lanes(site, self._new_child, self._tasks, self._wake.set, self._reporter.say)
+        self._fleet_file = KeptFile(site.fleet_file, self._reporter.say)
         self._write_fleet()
         grpc_address, http_address = ports.settled((self._options.grpc, self._options.http), self._rng)
         self._router = self._new_child(commands.router(site, grpc_address, http_address))
@@ -260,26 +265,23 @@ class Running:
         )
 
     def _write_fleet(self) -> None:
-        if self._lanes is None:
-            return
-        text = json.dumps(self._lanes.fleet()).encode()
-        if text != self._fleet_text:
-            write_atomic(self._site.fleet_file, text)
-            self._fleet_text = text
+        if self._lanes is not None and self._fleet_file is not None:
+            self._fleet_file.write(json.dumps(self._lanes.fleet()).encode())
 
     async def _keep_folder(self) -> None:
         while True:
             await asyncio.sleep(_ROTATE_SECONDS)
             run_folder.touch(self._run_dir)
-            for log in (self._run_dir / "logs").glob("*.log"):
-                rotate(log)
+            with contextlib.suppress(OSError):  # too many open files: the next time
+                for log in (self._run_dir / "logs").glob("*.log"):
+                    rotate(log)
 
     # Ready, and the end.
 
     def _announce(self, router: Child) -> None:
-        self._announced = True
+        """Once; a ready file that cannot be written is waited for, as whoever reads it waits too."""
         grpc_address, http_address = str(router.info["grpc"]), str(router.info["http"])
-        if self._options.ready_file is not None:
+        if self._ready_file is not None:
             ready = {
                 "grpc": grpc_address,
                 "http": http_address,
@@ -292,7 +294,9 @@ class Running:
                 "pair": self._site.pair,
                 "pair_uid": self._site.uid,
             }
-            write_atomic(self._options.ready_file.absolute(), json.dumps(ready).encode() + b"\n")
+            if not self._ready_file.write(json.dumps(ready).encode() + b"\n"):
+                return
+        self._announced = True
         server = "" if grpc_address == "127.0.0.1:50051" else f" --server {grpc_address}"
         self._reporter.say(
             f"ready in {time.monotonic() - self._began:.1f} s: gRPC {grpc_address}, OpenAI http://{http_address}/v1; "

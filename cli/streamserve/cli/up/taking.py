@@ -98,7 +98,7 @@ class EditTaker:
             return
         refused = verdict.refused
         if not refused and (verdict.cold or verdict.scale):
-            refused = await asyncio.to_thread(self._obstacles, new)
+            refused = await self._machine_refuses(new)
         if not refused and verdict.cold:
             refused = await self._engine_refuses(new)
         if refused:
@@ -114,6 +114,14 @@ class EditTaker:
         await self._push.write(config)
         self._tasks.spawn(f"echo/{config.id.generation}", self._prove(config, verdict, saved_at))
         self._changed()
+
+    async def _machine_refuses(self, new: StreamPair) -> tuple[str, ...]:
+        """A machine that cannot be looked at for a moment refuses nothing: what runs must not end for it."""
+        try:
+            return await asyncio.to_thread(self._obstacles, new)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread left
+            self._say(f"could not look whether the machine has room for it, goes on without: {error}")
+            return ()
 
     def _obstacles(self, new: StreamPair) -> tuple[str, ...]:
         """The pre-flight of a running fleet: what runs already is counted, its ports are ours."""
