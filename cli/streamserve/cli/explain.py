@@ -46,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     client.add_server_option(parser)
+    parser.add_argument("--model", default="", metavar="NAME", help="served name; needed only where several are served")
     parser.add_argument(
         "--workload", default="", metavar="NAME", help="class for acceptance and SLO (default: default)"
     )
@@ -92,7 +93,7 @@ def build_request(args: argparse.Namespace) -> inference_pb2.GenerateRequest:
             raise Refused(f"--prompt-tokens {count} is not between 1 and {MAX_PROMPT_TOKENS}")
         packed = tokens.pack([_SOME_TOKEN] * count)
         prompt = common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=packed))
-    request = inference_pb2.GenerateRequest(prompt=prompt, workload=args.workload)
+    request = inference_pb2.GenerateRequest(prompt=prompt, model=args.model, workload=args.workload)
     if args.max_tokens is not None:
         if not 1 <= args.max_tokens < 2**32:
             raise Refused(f"--max-tokens {args.max_tokens} is no count of tokens: give 1 or more")
