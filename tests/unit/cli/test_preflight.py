@@ -129,6 +129,43 @@ def test_what_is_no_address_is_said_so(address: str) -> None:
     assert "is no address: write host:port" in preflight.port_problem("--grpc", address)
 
 
+@pytest.fixture
+def port() -> int:
+    return free_port(Random(5))
+
+
+SHARED = {
+    "the same address": ("127.0.0.1:PORT", "127.0.0.1:PORT", True),
+    "a name of the same address": ("localhost:PORT", "127.0.0.1:PORT", True),
+    "every address and one of them": ("0.0.0.0:PORT", "127.0.0.1:PORT", True),
+    "another host": ("127.0.0.1:PORT", "127.0.0.2:PORT", False),
+    "any free port": ("127.0.0.1:0", "127.0.0.1:0", False),
+}
+
+
+@pytest.mark.parametrize(("grpc", "http", "shared"), SHARED.values(), ids=SHARED)
+def test_two_options_may_not_have_one_address(
+    grpc: str, http: str, shared: bool, port: int, make_pair: MakePair
+) -> None:
+    grpc, http = grpc.replace("PORT", str(port)), http.replace("PORT", str(port))
+    facts = preflight.gather(make_pair(), {"--grpc": grpc, "--http": http, "--metrics": "127.0.0.1:0"})
+    found = problems(make_pair(), replace(GOOD, ports=facts.ports))
+    wanted = f"--http: {http} is what --grpc {grpc} has: choose another port for one of them; port 0 takes any free one"
+    assert found == ((wanted,) if shared else ())
+
+
+def test_every_address_of_both_families_holds_each_of_either() -> None:
+    """A machine need not have the other family for that to be said."""
+    assert preflight._overlap("127.0.0.1:8000", "[::]:8000")
+    assert not preflight._overlap("127.0.0.1:8000", "[::]:8001")
+
+
+def test_the_metrics_address_is_no_exception(port: int, make_pair: MakePair) -> None:
+    address = f"127.0.0.1:{port}"
+    facts = preflight.gather(make_pair(), {"--grpc": address, "--http": address, "--metrics": address})
+    assert [option for option, trouble in facts.ports.items() if trouble] == ["--http", "--metrics"]
+
+
 def test_a_model_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 77}))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "padding": None}))

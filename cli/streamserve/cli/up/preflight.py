@@ -25,6 +25,7 @@ from streamserve.runtime.errors import SetupError
 from streamserve.runtime.grpc import split_address
 
 ENGINE_BYTES: Final = {"Vllm": 3_200_000_000, "Simulator": 150_000_000}
+_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})
 _ENGINE_TEXT: Final = {"Vllm": "3.2 GB", "Simulator": "0.15 GB"}
 
 
@@ -41,7 +42,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the machine has. `ports` maps an option to (address, what is wrong with it)."""
+    """What the machine has. `ports` maps an option to what is wrong with its address."""
 
     system: str
     machine: str
@@ -141,7 +142,7 @@ def gather(pair: StreamPair, addresses: Mapping[str, str]) -> Facts:
         free_bytes=free_bytes(),
         model=model_facts(pair.spec.model.name),
         draft=None if draft is None else model_facts(draft.name),
-        ports={option: port_problem(option, address) for option, address in addresses.items()},
+        ports=port_problems(addresses),
     )
 
 
@@ -220,6 +221,38 @@ def _tokenizer(folder: Path) -> str:
     except (OSError, ValueError, AttributeError):
         return ""
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()
+
+
+def port_problems(addresses: Mapping[str, str]) -> dict[str, str]:
+    """By option; empty where we could listen now and no option before it has the address."""
+    found: dict[str, str] = {}
+    for option, address in addresses.items():
+        found[option] = port_problem(option, address)
+        for other, taken in addresses.items():
+            if other == option:
+                break
+            if not found[option] and not found[other] and _overlap(address, taken):
+                found[option] = (
+                    f"{address} is what {other} {taken} has: choose another port for one of them; port 0 takes any "
+                    "free one"
+                )
+    return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether both cannot be listened on at once. Each is an address that `port_problem` found nothing wrong with."""
+    (host, port), (other_host, other_port) = split_address(one), split_address(other)
+    if port != other_port or port == 0:
+        return False
+    hosts, other_hosts = _resolved(host), _resolved(other_host)
+    return bool(hosts & other_hosts or (hosts | other_hosts) & _EVERY_ADDRESS)
+
+
+def _resolved(host: str) -> set[str]:
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return {host}
 
 
 def port_problem(option: str, address: str) -> str:
