@@ -94,6 +94,7 @@ class EditTaker:
     async def _take_over(self, new: StreamPair, saved_at: float) -> None:
         verdict = edits.judge(self._current.pair, new)
         if verdict.nothing:
+            self._overrides.taken_over()
             self._say("the file was saved, no setting has changed")
             return
         refused = verdict.refused
@@ -110,6 +111,7 @@ class EditTaker:
             self._refuse([f"{self._file}: {error}"])
             return
         self._current.take(new, config)
+        self._overrides.taken_over()
         self._tell(verdict)
         await self._push.write(config)
         self._tasks.spawn(f"echo/{config.id.generation}", self._prove(config, verdict, saved_at))

@@ -37,22 +37,29 @@ class Edited:
 
 @dataclass(slots=True)
 class Overrides:
-    """What the command line says over the file. `lanes` holds until the file's own value is edited."""
+    """What the command line says over the file. `lanes` holds until an edit of the file's own value is taken over."""
 
     engine: str | None = None
     lanes: int | None = None
-    _file_lanes: int | None = None
+    _first_lanes: int | None = None
+    _last_lanes: int | None = None
 
     def apply(self, pair: StreamPair) -> StreamPair:
         spec = pair.spec
         if self.engine is not None and self.engine != spec.engine.kind.value:
             engine = spec.engine.model_copy(update={"kind": EngineKind(self.engine)})
             spec = spec.model_copy(update={"engine": engine})
-        if self._file_lanes is None:
-            self._file_lanes = pair.spec.lanes
-        if self.lanes is not None and pair.spec.lanes == self._file_lanes:
+        self._last_lanes = pair.spec.lanes
+        if self._first_lanes is None:
+            self._first_lanes = pair.spec.lanes
+        if self.lanes is not None and pair.spec.lanes == self._first_lanes:
             spec = spec.model_copy(update={"lanes": self.lanes})
         return pair.model_copy(update={"spec": spec})
+
+    def taken_over(self) -> None:
+        """What `apply` saw last is in force: with other lanes than at first the file has the word from now on."""
+        if self._last_lanes != self._first_lanes:
+            self.lanes = None
 
 
 def read(file: Path, overrides: Overrides) -> StreamPair | list[Problem]:
