@@ -103,6 +103,7 @@ async def _fleet(channel: grpc.aio.Channel) -> Fleet:
 
 def table(fleet: Fleet) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     redis = "" if fleet.redis_connected else " · Redis is away"
     out = Table(
@@ -119,11 +120,14 @@ def table(fleet: Fleet) -> Any:
         state = lane.state + (f": {lane.reason}" if lane.reason else "")
         for position, worker in enumerate(lane.workers):
             health = "" if worker.health in ("ok", "") else f" ({worker.health})"
-            out.add_row(
+            cells = (
                 lane.name if position == 0 else "",
                 worker.id.removeprefix(f"{lane.name}-") + health,
                 state if position == 0 else "",
                 *figures(worker),
+            )
+            out.add_row(
+                *map(Text, cells),  # a plain string would be read as markup, [brackets] and all
                 end_section=position == len(lane.workers) - 1,
             )
     return out
