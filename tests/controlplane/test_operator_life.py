@@ -93,6 +93,24 @@ def test_a_hot_edit_arrives_in_the_configmap_and_in_redis_and_touches_no_pod(
     assert {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"} == pods
 
 
+def test_the_only_lane_of_a_pair_that_says_nothing_of_updates_waits_for_a_surge(
+    bench: OperatorBench, operator: Process
+) -> None:
+    """The server stores defaults beside what was written: none of them may read as leave to stop the only lane."""
+    bench.create({"lanes": 1})
+    bench.until("Ready", "True")
+    bench.until("ConfigApplied", "True")
+    bench.until_quiet(operator)
+    pods = {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"}
+    bench.edit({"engine": {"image": "registry.example/b:1"}})
+    bench.until("Progressing", "False", reason="NeedsSurge", seconds=10)
+    bench.until_quiet(operator)
+    assert {name: version for (kind, name), version in bench.versions().items() if kind == "Pod"} == pods
+    bench.edit({"update": {"maxUnavailable": 1}})
+    bench.until("Ready", "True")
+    assert pods.keys().isdisjoint(name for kind, name in bench.names() if kind == "Pod")
+
+
 def without_rules(schema: Any) -> Any:
     """The CRD as it was before any rule between fields was written."""
     if isinstance(schema, dict):

@@ -104,14 +104,14 @@ def _speculation(pair: StreamPair, wanted: Wanted, observed: Observed, now: floa
 def _lanes(pair: StreamPair, site: Site, counts: Replicas) -> tuple[Wanted, bool]:
     """A default of maxUnavailable that covers every lane is no permission to take them all: one stays (reluctant)."""
     update, lanes = pair.spec.update, pair.spec.lanes
-    reluctant = 0 < lanes <= update.max_unavailable and "max_unavailable" not in update.model_fields_set
+    reluctant = update.max_unavailable is None and 0 < lanes <= update.unavailable_lanes
     return (
         Wanted(
             revision=worker_pods.revision_of(pair, site),
             lanes=lanes,
             prefill_replicas=counts.prefill,
             decode_replicas=counts.decode,
-            max_unavailable=lanes - 1 if reluctant else update.max_unavailable,
+            max_unavailable=lanes - 1 if reluctant else update.unavailable_lanes,
             max_surge=update.max_surge,
             ready_seconds=float(worker_pods.start_seconds(pair) + READY_MARGIN_SECONDS),
         ),

@@ -179,6 +179,12 @@ def test_a_part_gets_the_same_defaults_whether_it_is_absent_or_empty(path: Field
     assert filled(node, node["default"]) == filled(node, {}) == node["default"]
 
 
+@pytest.mark.parametrize("given", [{}, {"update": {}}, {"update": {"maxSurge": 1}}])
+def test_leave_to_stop_the_only_lane_is_in_an_object_only_where_its_author_wrote_it(given: dict[str, Any]) -> None:
+    stored = filled(schema("streampairs")["properties"]["spec"], given)
+    assert "maxUnavailable" not in stored["update"]
+
+
 def test_a_status_has_no_defaults() -> None:
     assert [path for _, path, node in below("status") if "default" in node] == []
 

@@ -214,7 +214,7 @@ class Running:
             lanes=spec.lanes,
             prefill_replicas=spec.prefill.replicas,
             decode_replicas=spec.decode.replicas,
-            max_unavailable=spec.update.max_unavailable,
+            max_unavailable=spec.update.unavailable_lanes,
             max_surge=spec.update.max_surge,
             ready_seconds=READY_SECONDS[spec.engine.kind.value],
         )

@@ -17,7 +17,7 @@ from streamserve.operator.naming import Manifest
 
 def workers(pair: StreamPair, pods_per_lane: int) -> Manifest:
     name = pair.metadata.name
-    available = max(0, pair.spec.lanes * pods_per_lane - pair.spec.update.max_unavailable)
+    available = max(0, pair.spec.lanes * pods_per_lane - pair.spec.update.unavailable_lanes)
     roles = {"key": naming.ROLE, "operator": "In", "values": sorted(naming.ROLES)}
     return naming.manifest(
         pair,

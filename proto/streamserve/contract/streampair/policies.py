@@ -20,6 +20,7 @@ from streamserve.contract.streampair.workers import Source, Template
 
 MAX_DEPTH = 16
 DEFAULT_FIXED_DEPTH = 3
+DEFAULT_MAX_UNAVAILABLE = 1
 
 
 class Draft(SpecModel):
@@ -223,17 +224,32 @@ class Router(SpecModel):
 
 
 class Update(SpecModel):
-    """Counts lanes, not pods."""
+    """Counts lanes, not pods.
+
+    maxUnavailable has no default in the CRD: a server writes defaults into what it stores, and this one would read as
+    if somebody had given leave to stop the only lane.
+    """
 
     max_unavailable: Annotated[
-        Int, Hot(), Field(ge=0, le=256, description="lanes that may be out of service during a rollout")
-    ] = 1
+        Int | None,
+        Hot(),
+        Field(
+            ge=0,
+            le=256,
+            description="lanes that may be out of service during a rollout; default: 1, in a cluster not the only one",
+        ),
+    ] = None
     max_surge: Annotated[Int, Hot(), Field(ge=0, le=256, description="extra lanes during a rollout")] = 0
     drain_seconds: Annotated[
         Int,
         Hot(),
         Field(ge=0, le=3600, description="time that running requests get before a lane is stopped"),
     ] = 120
+
+    @property
+    def unavailable_lanes(self) -> int:
+        """`maxUnavailable`, or 1 where it is not given."""
+        return DEFAULT_MAX_UNAVAILABLE if self.max_unavailable is None else self.max_unavailable
 
 
 class Ratio(SpecModel):

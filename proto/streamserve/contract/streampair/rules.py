@@ -256,9 +256,14 @@ RULES: tuple[Rule[Any], ...] = (
         id="update-can-progress",
         scope=("spec", "update"),
         at=here("maxUnavailable"),
-        holds=lambda update: update.max_unavailable + update.max_surge > 0,
+        holds=lambda update: update.unavailable_lanes + update.max_surge > 0,
         message="and maxSurge are both 0, so no lane could ever be replaced: set one of them to 1",
-        cel=(Cel("self.maxUnavailable + self.maxSurge > 0", at=("maxUnavailable",)),),
+        cel=(
+            Cel(
+                "!has(self.maxUnavailable) || self.maxUnavailable + self.maxSurge > 0",
+                at=("maxUnavailable",),
+            ),
+        ),
     ),
     *rules_pods.RULES,
     *rules_volumes.RULES,
