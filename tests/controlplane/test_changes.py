@@ -107,6 +107,15 @@ def test_scale_reads_and_writes_the_replicas_within_their_bounds(
     assert server.call("PUT", path, merged(now, {"spec": {"replicas": limit + 1}})).status == 422
 
 
+def test_a_pair_with_canaries_scales_to_one_lane_and_to_none(server: ApiServer, pair: dict[str, Any]) -> None:
+    with_canaries = {"spec": {"lanes": 3, "speculation": {"rollout": {"canaryLanes": 2}}}}
+    assert server.call("PATCH", f"{PAIRS}/llama", with_canaries, content="application/merge-patch+json").ok
+    path = f"{PAIRS}/llama/scale"
+    for lanes in (2, 1, 0):
+        answer = server.call("PUT", path, merged(server.call("GET", path).body, {"spec": {"replicas": lanes}}))
+        assert answer.ok, answer.body
+
+
 def test_status_is_written_apart_from_the_spec_and_feeds_scale(server: ApiServer, pair: dict[str, Any]) -> None:
     status = {
         "lanes": 2,

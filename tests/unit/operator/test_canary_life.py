@@ -233,3 +233,22 @@ def test_a_crash_between_the_decision_and_its_write_asks_the_same_again(bench: B
     bench.cluster.reconcile(crash_after=0)
     bench.rest()
     assert (bench.obeyed, bench.note["first"]) == (ONE, [2, 0])
+
+
+def test_a_pair_with_canaries_scales_to_none_and_back_and_tries_the_next_setting_on_the_first_lane(
+    bench: Bench,
+) -> None:
+    bench.edit(OLD, lanes=0)
+    bench.cluster.settle()
+    assert (bench.cluster.serving, bench.applied) == (set(), ("True", "Applied"))
+    bench.edit(OLD)
+    bench.cluster.settle()
+    bench.edit(NEW)
+    assert (bench.obeyed, bench.applied) == (ONE, ("False", "CanaryHolding"))
+
+
+def test_a_hold_ends_where_scaling_down_leaves_nothing_to_compare_with(bench: Bench) -> None:
+    bench.edit(NEW)
+    bench.edit(NEW, lanes=1)
+    bench.cluster.settle()
+    assert (bench.obeyed, bench.applied) == (everywhere("Fixed"), ("False", "CanaryInconclusive"))

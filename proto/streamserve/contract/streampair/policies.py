@@ -53,7 +53,11 @@ class Rollout(SpecModel):
     canary_lanes: Annotated[
         Int,
         Hot(),
-        Field(ge=0, le=8, description="lanes that try a new speculation setting first; 0 = all at once"),
+        Field(
+            ge=0,
+            le=8,
+            description="lanes that try a new speculation setting first, always fewer than there are; 0 = all at once",
+        ),
     ] = 0
     hold_seconds: Annotated[
         Int, Hot(), Field(ge=0, le=86400, description="how long canaries run before the others follow")

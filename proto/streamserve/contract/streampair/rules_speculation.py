@@ -11,7 +11,7 @@ from streamserve.contract.streampair.enums import (
     DepthPolicy,
 )
 from streamserve.contract.streampair.fields import Path
-from streamserve.contract.streampair.policies import Rollout, Speculation, StaticStep
+from streamserve.contract.streampair.policies import Speculation, StaticStep
 from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, never
 
 ADAPTIVE = literal(sorted(ADAPTIVE_POLICIES))
@@ -199,22 +199,6 @@ RULES: tuple[Rule[Any], ...] = (
                 {"depth": "found.depth", "built": "self.maxDepth"},
                 found="self.staticTable.filter(row, row.depth > self.maxDepth)[0]",
                 at=("staticTable",),
-            ),
-        ),
-    ),
-    Rule[tuple[Rollout, int]](
-        id="canary-lanes-below-lanes",
-        scope=("spec",),
-        each=lambda spec: ((spec.speculation.rollout, spec.lanes),),
-        at=here("speculation", "rollout", "canaryLanes"),
-        holds=lambda item: item[0].canary_lanes == 0 or item[0].canary_lanes < item[1],
-        message="{canaries} of {lanes} lanes leaves none to compare with: use fewer canaries or add lanes",
-        values=lambda item: {"canaries": item[0].canary_lanes, "lanes": item[1]},
-        cel=(
-            Cel(
-                "self.speculation.rollout.canaryLanes == 0 || self.speculation.rollout.canaryLanes < self.lanes",
-                {"canaries": "self.speculation.rollout.canaryLanes", "lanes": "self.lanes"},
-                at=("speculation", "rollout", "canaryLanes"),
             ),
         ),
     ),
