@@ -240,7 +240,8 @@ class Update(SpecModel):
         Field(
             ge=0,
             le=256,
-            description="lanes that may be out of service during a rollout; default: 1, in a cluster not the only one",
+            description="lanes that may be out of service during a rollout; default: 1, in a cluster not the only one. "
+            "Evictions may take as many, and always one",
         ),
     ] = None
     max_surge: Annotated[Int, Hot(), Field(ge=0, le=256, description="extra lanes during a rollout")] = 0
