@@ -8,7 +8,8 @@
     ConfigApplied         True: every serving process has echoed this generation's configuration, a router is among
                           them, and no canary of it is held or has come back
     Degraded              True: somebody has to look; the message says at what
-    SpeculationEffective  True: drafting is under way; False: it is off, or its law has failed; Unknown: no word yet
+    SpeculationEffective  True: drafting is under way on some lane; False: it is off in what is in force everywhere, or
+                          its law has failed; Unknown: no word yet
 
 Each is a function from the facts to (status, reason, message). `transitions` compares with what is stored: a time
 changes with its status only, and an event is worth telling when status or reason did. Messages are cut to a length
@@ -25,8 +26,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from streamserve.contract import launch
 from streamserve.contract.lanes import FAILURES_LIMIT
-from streamserve.contract.streampair import DepthPolicy, Method
+from streamserve.contract.runtime_config import DepthPolicyName
 from streamserve.operator import naming
 from streamserve.operator.desired import Desired
 from streamserve.operator.diff import Step
@@ -407,20 +409,29 @@ _CAUSES: Final[dict[str, Callable[[Pod | Router, float], str]]] = {
 
 
 def _speculation(facts: Facts) -> Condition:
-    spec = facts.desired.pair.spec.speculation
+    """By the configuration in force on each lane: during a canary and after one that came back it is not the spec's."""
     kind = "SpeculationEffective"
-    if spec.method is Method.NONE or spec.policy is DepthPolicy.OFF:
-        return Condition(kind, "False", "SpeculationOff", "spec.speculation has no method, or policy Off")
+    lanes = {*range(facts.desired.wanted.lanes), *(pod.lane for pod in facts.observed.pods)}
+    drafting = {lane for lane in lanes if _policy(facts, lane) is not DepthPolicyName.OFF}
+    if not drafting and facts.desired.config.speculation.policy is DepthPolicyName.OFF:
+        return Condition(kind, "False", "SpeculationOff", "what is in force has no method, or policy Off")
     decodes = [pod for pod in facts.observed.pods if pod.slot.role == "decode" and pod.container_ready]
-    echoes = [(pod.name, facts.observed.echoes[pod.name]) for pod in decodes if pod.name in facts.observed.echoes]
+    reported = [pod for pod in decodes if pod.name in facts.observed.echoes]
+    echoes = [(pod.name, facts.observed.echoes[pod.name]) for pod in reported if pod.lane in drafting]
     fallen = [name for name, echo in echoes if echo.speculation_fallback]
     if fallen:
         return Condition(
             kind, "False", "FallenBack", f"{', '.join(fallen)} hold one depth, the law failed; see their logs"
         )
     if not echoes:
-        return Condition(kind, "Unknown", "NoSignals", "no decode worker has reported")
-    return Condition(kind, "True", "Drafting", f"{len(echoes)} decode workers draft")
+        return Condition(kind, "Unknown", "NoSignals", "no decode worker that is to draft has reported")
+    others = len(reported) - len(echoes)
+    said = f", {others} are of lanes with policy Off" if others else ""
+    return Condition(kind, "True", "Drafting", f"{len(echoes)} decode workers draft{said}")
+
+
+def _policy(facts: Facts, lane: int) -> DepthPolicyName:
+    return facts.desired.config.for_lane(launch.lane_name(lane)).speculation.policy
 
 
 def _listed(keys: Iterable[tuple[str, str]]) -> str:

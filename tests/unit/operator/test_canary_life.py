@@ -252,3 +252,20 @@ def test_a_hold_ends_where_scaling_down_leaves_nothing_to_compare_with(bench: Be
     bench.edit(NEW, lanes=1)
     bench.cluster.settle()
     assert (bench.obeyed, bench.applied) == (everywhere("Fixed"), ("False", "CanaryInconclusive"))
+
+
+def test_whether_workers_draft_is_told_by_what_is_in_force_on_their_lane(bench: Bench) -> None:
+    def drafts() -> tuple[str, str, str]:
+        found = bench.cluster.condition("SpeculationEffective")
+        return found["status"], found["reason"], found["message"]
+
+    bench.edit(OFF)
+    assert drafts()[:2] == ("False", "SpeculationOff")
+    bench.edit(NEW)
+    assert bench.obeyed == {**everywhere("Off"), "lane-0": "Goodput"}
+    assert drafts() == ("True", "Drafting", "1 decode workers draft, 2 are of lanes with policy Off")
+    bench.pass_minutes(21, 0.7)
+    assert (bench.obeyed, bench.applied) == (everywhere("Off"), ("False", "CanaryWorse"))
+    assert drafts()[:2] == ("False", "SpeculationOff")
+    bench.edit({**NEW, "rollout": {**ROLLOUT, "canaryLanes": 0}})
+    assert drafts() == ("True", "Drafting", "3 decode workers draft")
