@@ -75,6 +75,7 @@ class Operator:
             self._fleet,
             self._pod_events,
             settings.site,
+            metrics=metrics,
             clock=clock,
             utc_now=_utc_now,
             term=lambda: fence.term,

@@ -21,6 +21,7 @@ from streamserve.operator.canary.memory import Memory
 from streamserve.operator.conditions import Condition, Facts
 from streamserve.operator.desired import desired
 from streamserve.operator.diff import diff
+from streamserve.operator.missing import missing_lanes
 from streamserve.operator.observe import Observed
 from streamserve.operator.site import Site
 
@@ -32,6 +33,7 @@ class Decision:
 
     `events` are the conditions that changed. `scalers`: the status of each StreamPairScaler that is not as
     it should be, by (kind, name). `again_seconds`: decide again after that long, whatever happens.
+    `missing_lanes` is None where nothing is known of them.
     """
 
     actions: tuple[Action, ...] = ()
@@ -42,13 +44,14 @@ class Decision:
     told: str = ""
     scalers: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     again_seconds: float | None = None
+    missing_lanes: int | None = None
 
 
 def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) -> Decision:
     """`body` is the StreamPair as the API server has it; `now` in seconds since the epoch. Never raises."""
     metadata, stored = body["metadata"], dict(body.get("status") or {})
     if metadata.get("deletionTimestamp"):
-        return Decision()
+        return Decision(missing_lanes=0)
     pair = accept(body)
     if isinstance(pair, Refused):
         generation = int(metadata.get("generation", 0))
@@ -59,12 +62,14 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
     step = diff(wanted, observed, now)
     facts = Facts(wanted, observed, step, stored, now)
     after, events = conditions.transitions(stored.get("conditions", ()), conditions.conditions(facts), now)
+    missing = missing_lanes(wanted, observed, step.rollout)
     if pair.spec.paused:
         return Decision(
             status=_if_changed(stored, status.status(facts, after)),
             events=events,
             scalers=status.scalers_changed(wanted, observed, now),
             again_seconds=_earliest(step.rollout.again_seconds, conditions.overdue_in_seconds(observed, now)),
+            missing_lanes=missing,
         )
     verdict = wanted.canary.verdict
     return Decision(
@@ -80,6 +85,7 @@ def decide(body: Mapping[str, Any], site: Site, observed: Observed, now: float) 
             verdict.again_seconds if isinstance(verdict, Hold) else None,
             conditions.overdue_in_seconds(observed, now),
         ),
+        missing_lanes=missing,
     )
 
 

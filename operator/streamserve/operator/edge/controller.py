@@ -88,6 +88,7 @@ class Controller:
             self._turned_at = self._clock()
             if not self._leads.is_set():
                 self._led = None
+                self._metrics.missing_lanes.clear()  # the new leader's to tell from now on
                 await _at_most(_IDLE_SECONDS, self._leads)
                 continue
             if self._led != self._term():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -47,6 +48,13 @@ class OperatorMetrics:
         )
         self.objects = Gauge("streamserve_operator_cached_objects", "objects in the cache", registry=self.registry)
         self.pairs = Gauge("streamserve_operator_streampairs", "StreamPairs in the cache", registry=self.registry)
+        self.missing_lanes = Gauge(
+            "streamserve_operator_missing_lanes",
+            "lanes that a StreamPair wants and that do not serve, less what a rollout may do without; of those that "
+            "miss any, while this process leads",
+            ["streampair"],
+            registry=self.registry,
+        )
         self.redis_connected = Gauge(
             "streamserve_operator_redis_connected",
             "1 while the last exchange with Redis went well",
@@ -70,6 +78,14 @@ class OperatorMetrics:
 
     def wrote(self, kind: str, reason: str) -> None:
         self.writes.labels(kind, reason).inc()
+
+    def misses_lanes(self, key: tuple[str, str], count: int) -> None:
+        """One that misses none has no series: ten thousand that are well cost nothing."""
+        if count:
+            self.missing_lanes.labels("/".join(key)).set(count)
+        else:
+            with contextlib.suppress(KeyError):
+                self.missing_lanes.remove("/".join(key))
 
     def follow(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """Read the value when somebody asks for it."""

@@ -31,6 +31,7 @@ from streamserve.operator.canary.evidence import Records
 from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried
+from streamserve.operator.edge.metrics import OperatorMetrics
 from streamserve.operator.edge.outcomes import ServerFailed
 from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.status_writer import StatusWriter
@@ -128,6 +129,7 @@ class Reconciler:
         pod_events: PodEvents,
         site: Site,
         *,
+        metrics: OperatorMetrics,
         clock: Callable[[], float],
         utc_now: Callable[[], datetime],
         term: Callable[[], int] = lambda: 0,
@@ -138,6 +140,7 @@ class Reconciler:
         self._fleet = fleet
         self._pod_events = pod_events
         self._site = site
+        self._metrics = metrics
         self._clock = clock
         self._utc_now = utc_now
         self._term = term
@@ -150,6 +153,7 @@ class Reconciler:
             self._memories.pop(key, None)
             self._fleet.forget(key)
             self._pod_events.forget(key)
+            self._metrics.misses_lanes(key, 0)
             return None
         memory = self._memories.setdefault(key, _Memory())
         if memory.term != self._term():
@@ -157,6 +161,8 @@ class Reconciler:
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
         observed = self._pod_events.told(key, await self._gather(key, body, memory, now))
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
+        if decision.missing_lanes is not None:
+            self._metrics.misses_lanes(key, decision.missing_lanes)
         refused, told, carried = memory.rejected_now(generation, now), set(memory.rejected), Carried()
         try:
             await self._carry_out(key, memory, observed, decision, refused, carried)

@@ -125,7 +125,7 @@ class Bench:
 
     def restarted(self, fleet: Silent) -> Reconciler:
         """A process that has not decided anything yet."""
-        metrics = OperatorMetrics()
+        self.metrics = metrics = OperatorMetrics()
         server: Any = self.server
         fence = Fence(lambda: self.now)
         fence.raise_until(1e9)
@@ -138,6 +138,7 @@ class Bench:
             fleet,
             self.pod_events,
             self.site,
+            metrics=metrics,
             clock=lambda: self.now,
             utc_now=self._utc_now,
             term=lambda: self.term,
@@ -188,6 +189,10 @@ class Bench:
         """Somebody deletes it."""
         del self.server.objects[f"/api/v1/namespaces/{KEY[0]}/pods/{pod['metadata']['name']}"]
         self.store.remove(pod)
+
+    def missing(self) -> dict[str, float]:
+        """StreamPair -> lanes, as Prometheus is told."""
+        return {each.labels["streampair"]: each.value for each in self.metrics.missing_lanes.collect()[0].samples}
 
     def condition(self, kind: str) -> tuple[str, str, str]:
         body = self.store.pair(KEY)

@@ -212,6 +212,17 @@ async def test_who_has_stood_by_for_long_is_not_late_when_it_leads(bench: Bench)
     bench.held.set()
 
 
+async def test_what_is_missing_is_the_leaders_to_tell(bench: Bench) -> None:
+    bench.leads.set()
+    bench.have(A)
+    bench.controller.ask(A)
+    await until(lambda: A in bench.runs)
+    bench.metrics.misses_lanes(A, 1)
+    bench.leads.clear()
+    bench.controller.ask(A)
+    await until(lambda: not bench.metrics.missing_lanes.collect()[0].samples)
+
+
 async def test_the_age_is_the_leaders(bench: Bench) -> None:
     bench.held = asyncio.Event()
     bench.have(*((("llm", f"p{number}")) for number in range(WORKERS + 1)))

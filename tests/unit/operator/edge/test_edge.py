@@ -434,3 +434,12 @@ async def test_a_pair_that_is_gone_is_forgotten(bench: Bench) -> None:
     bench.store.remove(bench.body)
     assert await bench.once() is None
     assert bench.server.calls == []
+    assert bench.missing() == {}
+
+
+async def test_missing_lanes_are_told_by_the_name_of_their_pair_until_there_are_none(bench: Bench) -> None:
+    await bench.until_quiet()
+    assert bench.missing() == {"/".join(KEY): bench.body["spec"]["lanes"]}, "no kubelet is here: no lane serves"
+    bench.edit(lanes=0)
+    await bench.once()
+    assert bench.missing() == {}
