@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from tests.chart.conftest import CHART, HERE, ROOT, VALUES, Manifest, Render, RunHelm, named, of_kind, pod_specs
+from tests.support.hack_modules import image_builder
 
 from streamserve.operator.builders import parts
 
@@ -142,17 +143,39 @@ def test_the_dashboard_is_the_charts_file_word_for_word_and_only_on_request(rend
     assert not [each for each in of_kind(render("default"), "ConfigMap") if "streamserve.json" in each["data"]]
 
 
-def test_a_registry_of_ones_own_serves_every_image(render: Render) -> None:
-    manifests = render("cluster")
-    images = [container["image"] for spec in pod_specs(manifests).values() for container in spec["containers"]]
-    images += [
+def images_of(manifests: list[Manifest]) -> list[str]:
+    """Those of the chart's pods, and those that the operator is told to give to StreamPairs."""
+    specs = pod_specs(manifests).values()
+    found = [container["image"] for spec in specs for container in spec["containers"]]
+    return found + [
         argument.partition("=")[2]
-        for spec in pod_specs(manifests).values()
+        for spec in specs
         for argument in spec["containers"][0].get("args", ())
         if argument.startswith(("--worker-image=", "--router-image="))
     ]
+
+
+def test_registries_of_ones_own_serve_every_image(render: Render) -> None:
+    images = images_of(render("cluster"))
     assert len(images) == 5
     assert all(image.startswith("registry.example.com/mirror/") for image in images), images
+    moved = images_of(render("cluster", "--set", "redis.embedded.image.registry=redis.example.com:5000/"))
+    assert set(moved) - set(images) == {"redis.example.com:5000/redis:7.4-bookworm"}
+
+
+def test_the_commands_of_the_install_page_push_what_they_install_and_redis_is_where_everybody_has_it(
+    render: Render,
+) -> None:
+    page = (ROOT / "docs" / "operate" / "install.md").read_text().partition("## In four commands")[2]
+    made = re.search(r'make images ARGS="([^"]+)"', page)
+    pushed = re.search(r"for image in (.+); do\n.*\n  docker push (\S+)/streamserve/\$image\n", page)
+    install = re.search(r"^helm install streamserve charts/streamserve --namespace llm (.+)$", page, re.M)
+    assert made is not None and pushed is not None and install is not None
+    tags = {image.name: image.tag for image in image_builder().IMAGES}
+    built = [tags[name] for name in made[1].split()]
+    assert built == [f"streamserve/{image}" for image in pushed[1].split()]
+    wanted = images_of(render("default", *install[1].split()))
+    assert set(wanted) == {f"{pushed[2]}/{tag}" for tag in built} | {"redis:7.4-bookworm"}
 
 
 def test_selectors_hold_none_of_what_an_upgrade_changes(manifests: list[Manifest]) -> None:

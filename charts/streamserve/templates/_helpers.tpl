@@ -65,10 +65,13 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
 {{- end }}
 
-{{/* Call with (dict "root" $ "image" .Values.image.router). A digest wins over a tag; no tag is the chart's own. */}}
+{{/*
+Call with (dict "root" $ "image" .Values.image.router), and "registry" for one that is not of image.registry. A digest wins
+over a tag; no tag is the chart's own.
+*/}}
 {{- define "streamserve.image" -}}
 {{- $name := .image.repository -}}
-{{- with .root.Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end -}}
+{{- with hasKey . "registry" | ternary .registry .root.Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end -}}
 {{- if .image.digest -}}
 {{ printf "%s@%s" $name .image.digest }}
 {{- else -}}
