@@ -35,7 +35,8 @@ from streamserve.runtime import logs
 from streamserve.runtime.backoff import Backoff
 
 LEAST_SECONDS: Final = 1.0
-MOST_SECONDS: Final = 3_600.0
+MOST_SECONDS: Final = 60.0
+"""`helm rollback` writes certificates back that may have expired: for so long nobody is let in. A few reads by name."""
 BACKOFF_SECONDS: Final = (1.0, 60.0)
 ENDS: Final = "streamserve.io/certificate-ends"
 _NONE: Final = "no certificate can be renewed without it"

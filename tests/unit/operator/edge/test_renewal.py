@@ -130,12 +130,27 @@ async def test_what_is_not_due_is_read_and_not_written_and_the_sleep_ends_when_t
     assert world.written == []
 
 
-async def test_a_sleep_is_never_longer_than_an_hour_nor_shorter_than_a_second() -> None:
+async def test_a_sleep_is_never_longer_than_a_minute_nor_shorter_than_a_second() -> None:
     world = World()
     world.now = BEGAN
     assert await world.renewal.turn() == MOST_SECONDS
     world.now = DUE - timedelta(microseconds=1)
     assert await world.renewal.turn() == LEAST_SECONDS
+
+
+async def test_an_expired_certificate_that_somebody_writes_back_is_renewed_within_a_minute() -> None:
+    """As `helm rollback` does: the Secret is as it was rendered, long ago."""
+    world = World({PODS: OURS.leaf()})
+    old = copy.deepcopy(world.at(PODS)["data"])
+    await world.renewal.turn()
+    world.now = DUE + 59 * DAY
+    seconds = await world.renewal.turn()
+    world.at(PODS)["data"] = old
+    world.stored(world.at(PODS))
+    assert seconds <= 60.0
+    await world.sleep(seconds)
+    await world.renewal.turn()
+    assert world.begins(PODS) == world.now.replace(microsecond=0)
 
 
 async def test_a_certificate_of_a_minute_is_renewed_every_forty_seconds_and_always_good() -> None:
