@@ -52,6 +52,22 @@ CASES = {
     "two Secrets of one name": Refused(
         ("--set", "credentials.operatorSecretName=streamserve"), ("credentials.operatorSecretName", "another name")
     ),
+    "the operator's Secret by the name of Redis's": Refused(
+        ("--set", "credentials.operatorSecretName=streamserve-redis"), ("two Secrets", "streamserve-redis:", "another")
+    ),
+    "the operator's Secret by the name of the tokens'": Refused(
+        ("--set", "credentials.operatorSecretName=streamserve-tokens"), ("two Secrets", "streamserve-tokens:")
+    ),
+    "the pods' Secret by the name of the authority's": Refused(
+        ("--set", "credentials.secretName=streamserve-ca"), ("two Secrets", "streamserve-ca:")
+    ),
+    "the operator's Secret by the name of one that cert-manager fills": Refused(
+        (
+            *("--api-versions", "cert-manager.io/v1", "--set", "tls.certManager.issuer.name=ours"),
+            *("--set", "credentials.operatorSecretName=streamserve-tls"),
+        ),
+        ("two Secrets", "streamserve-tls:"),
+    ),
 }
 
 
@@ -61,6 +77,11 @@ def test_is_refused_with_words_that_help(helm: RunHelm, case: Refused) -> None:
     assert done.returncode != 0
     for word in case.words:
         assert word in done.stderr
+
+
+def test_names_that_meet_in_no_namespace_are_taken(helm: RunHelm) -> None:
+    apart = ("--set", "credentials.secretName=streamserve-redis", "--set", "namespaces={llm}")
+    assert helm("template", "streamserve", str(CHART), "--namespace", "serving", *apart).returncode == 0
 
 
 def test_a_cluster_that_is_too_old_is_refused(helm: RunHelm) -> None:

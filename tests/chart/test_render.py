@@ -191,7 +191,15 @@ def test_a_chart_of_another_version_replaces_no_pod_whose_image_stays(render: Re
         assert not {"app.kubernetes.io/version", "helm.sh/chart"} & labels.keys()
 
 
-@pytest.mark.parametrize("change", ["redis.embedded.maxMemoryMegabytes=300", "tls.enabled=false"])
+CHANGES = (
+    "redis.embedded.maxMemoryMegabytes=300",
+    "tls.enabled=false",
+    "namespaces={llm}",
+    "credentials.operatorSecretName=another",  # which gets a password of its own
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_redis_starts_anew_with_another_configuration(render: Render, change: str) -> None:
     before, after = (
         named(render("cluster", *more), "Deployment", "streamserve-redis")["spec"]["template"]["metadata"]

@@ -60,6 +60,25 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ include "streamserve.fullname" . }}-redis{{ if include "streamserve.issuer" . }}-tls{{ end }}
 {{- end }}
 
+{{/* Every Secret of the release's own namespace that is made here or by cert-manager, as JSON; some only with TLS. */}}
+{{- define "streamserve.secretNames" -}}
+{{- $fullname := include "streamserve.fullname" . -}}
+{{- $names := list (include "streamserve.operatorSecret" .) -}}
+{{- range list "ca" "redis" "redis-users" }}{{ $names = append $names (printf "%s-%s" $fullname .) }}{{ end -}}
+{{- $pods := has .Release.Namespace (include "streamserve.namespaces" . | fromJsonArray) -}}
+{{- if $pods }}{{ $names = concat $names (list .Values.credentials.secretName) -}}
+{{- range list "client" "tokens" }}{{ $names = append $names (printf "%s-%s" $.Values.credentials.secretName .) }}{{ end -}}
+{{- end -}}
+{{- if include "streamserve.issuer" . -}}
+{{- $names = append $names (include "streamserve.operatorTlsSecret" .) -}}
+{{- $names = append $names (include "streamserve.redisTlsSecret" .) -}}
+{{- if $pods -}}
+{{- range list "tls" "client-tls" }}{{ $names = append $names (printf "%s-%s" $.Values.credentials.secretName .) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $names }}
+{{- end }}
+
 {{/* Where StreamPairs live, as JSON: `namespaces`, or the release's own. */}}
 {{- define "streamserve.namespaces" -}}
 {{ .Values.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toJson }}
@@ -115,6 +134,15 @@ capabilities:
 {{- $ext := .Values.redis.external -}}
 {{- if eq (include "streamserve.operatorSecret" .) .Values.credentials.secretName -}}
 {{- fail "credentials.operatorSecretName and credentials.secretName are one: give the operator's another name, for the pods of StreamPairs may read theirs." -}}
+{{- end -}}
+{{- if .Values.credentials.create -}}
+{{- $seen := dict -}}
+{{- range include "streamserve.secretNames" . | fromJsonArray -}}
+{{- if hasKey $seen . -}}
+{{- fail (printf "credentials.operatorSecretName and credentials.secretName make two Secrets called %s: give one of them another name." .) -}}
+{{- end -}}
+{{- $_ := set $seen . true -}}
+{{- end -}}
 {{- end -}}
 {{- if include "streamserve.issuer" . -}}
 {{- if not .Values.tls.enabled -}}
