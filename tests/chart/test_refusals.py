@@ -49,6 +49,9 @@ CASES = {
     "an issuer of no kind": Refused(
         ("--set", "tls.certManager.issuer.kind="), ("tls/certManager/issuer/kind", "minLength")
     ),
+    "an authority that ends before what it signs": Refused(
+        ("--set", "tls.authorityDays=30"), ("tls.authorityDays is 30", "tls.certificateDays, 365", "at least as many")
+    ),
     "two Secrets of one name": Refused(
         ("--set", "credentials.operatorSecretName=streamserve"), ("credentials.operatorSecretName", "another name")
     ),
@@ -77,6 +80,21 @@ def test_is_refused_with_words_that_help(helm: RunHelm, case: Refused) -> None:
     assert done.returncode != 0
     for word in case.words:
         assert word in done.stderr
+
+
+OF_OTHERS = {
+    "cert-manager's": ("--api-versions", "cert-manager.io/v1", "--set", "tls.certManager.issuer.name=ours"),
+    "nobody's": ("--set", "tls.enabled=false"),
+    "one's own": ("--set", "credentials.create=false", "--set", "redis.mode=External"),
+}
+
+
+@pytest.mark.parametrize("more", OF_OTHERS.values(), ids=OF_OTHERS)
+def test_the_life_of_an_authority_that_the_chart_does_not_make_is_not_judged(
+    helm: RunHelm, more: tuple[str, ...]
+) -> None:
+    given = ("--set", "tls.authorityDays=30", *more)
+    assert helm("template", "streamserve", str(CHART), "--namespace", "serving", *given).returncode == 0
 
 
 def test_names_that_meet_in_no_namespace_are_taken(helm: RunHelm) -> None:

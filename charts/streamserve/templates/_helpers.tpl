@@ -152,6 +152,10 @@ capabilities:
 {{- fail "tls.certManager.issuer.name is given and this cluster does not serve cert-manager.io/v1: install cert-manager first (with helm template, add --api-versions cert-manager.io/v1), or take the issuer out and the chart makes the certificates." -}}
 {{- end -}}
 {{- end -}}
+{{- $signs := and .Values.credentials.create .Values.tls.enabled (not (include "streamserve.issuer" .)) -}}
+{{- if and $signs (lt (int .Values.tls.authorityDays) (int .Values.tls.certificateDays)) -}}
+{{- fail (printf "tls.authorityDays is %d, below tls.certificateDays, %d: no certificate is good for longer than its authority, which nobody renews. Give it at least as many days." (int .Values.tls.authorityDays) (int .Values.tls.certificateDays)) -}}
+{{- end -}}
 {{- if and (eq .Values.redis.mode "Embedded") (not .Values.credentials.create) -}}
 {{- fail "redis.mode: Embedded needs credentials.create: true, for its users' passwords are made with the other Secrets. With Secrets of your own, set redis.mode: External." -}}
 {{- end -}}

@@ -1,6 +1,6 @@
 """Whether a certificate is renewed now, and what the next one is.
 
-    due = not_before + 2/3 · (not_after − not_before)
+    due = not_before + 2/3 · (end − not_before)        end: its own not_after, or its authority's where that is earlier
 
     before `due`                                     keep it
     from then on, expired or not                     renew it
@@ -128,17 +128,18 @@ def decide(certificate: bytes, authority: Authority, now: datetime) -> Decision:
         return Refuse(Reason.AUTHORITY)
     if not _signed(leaf, authority):
         return Refuse(Reason.FOREIGN)
-    due = due_at(leaf)
+    end = min(leaf.not_valid_after_utc, authority.ends)
+    due = due_at(leaf, end)
     if now < due:
         return Keep(due)
-    if _next_end(leaf, authority, now) <= max(now, leaf.not_valid_after_utc):
+    if _next_end(leaf, authority, now) <= max(now, end):
         return Refuse(Reason.AUTHORITY_ENDS)
     return Renew(Reason.EXPIRED if now > leaf.not_valid_after_utc else Reason.TWO_THIRDS)
 
 
-def due_at(leaf: x509.Certificate) -> datetime:
+def due_at(leaf: x509.Certificate, end: datetime) -> datetime:
     share, whole = SHARE_OF_LIFE
-    return leaf.not_valid_before_utc + _life(leaf) * share / whole
+    return leaf.not_valid_before_utc + (end - leaf.not_valid_before_utc) * share / whole
 
 
 def ends_at(certificate: bytes) -> datetime | None:

@@ -31,8 +31,9 @@ OURS = Signer()
 OTHERS = Signer()
 """Of the same name, as the authority of a release that was installed anew."""
 SHORT_LIVED = Signer(ends=BEGAN + 90 * DAY)
+ENDS_FIRST = Signer(ends=BEGAN + 30 * DAY)
 AN_HOUR_OLDER = Signer(ends=BEGAN + 90 * DAY + 3_600 * SECOND)
-LEAF, LAST_BUT_ONE = OURS.leaf(), AN_HOUR_OLDER.leaf()
+LEAF, LAST_BUT_ONE, OUTLIVES = OURS.leaf(), AN_HOUR_OLDER.leaf(), ENDS_FIRST.leaf()
 
 
 def read(pem: bytes) -> x509.Certificate:
@@ -67,6 +68,15 @@ CASES = {
     ),
     "before that is due nobody need know": Case(BEGAN, Keep(DUE), SHORT_LIVED.leaf()[0], SHORT_LIVED),
     "an hour more is renewed for": Case(DUE, Renew(Reason.TWO_THIRDS), LAST_BUT_ONE[0], AN_HOUR_OLDER),
+    "one that outlives its authority is good for as long as that, at two thirds of which people have to look": Case(
+        BEGAN + 20 * DAY, Refuse(Reason.AUTHORITY_ENDS), OUTLIVES[0], ENDS_FIRST
+    ),
+    "before two thirds of that nobody need know": Case(
+        BEGAN + 20 * DAY - SECOND, Keep(BEGAN + 20 * DAY), OUTLIVES[0], ENDS_FIRST
+    ),
+    "once the authority has ended it is good for nothing": Case(
+        BEGAN + 31 * DAY, Refuse(Reason.AUTHORITY_ENDS), OUTLIVES[0], ENDS_FIRST
+    ),
     "an authority that has ended signs nothing": Case(
         BEGAN + 91 * DAY, Refuse(Reason.AUTHORITY_ENDS), LAST_BUT_ONE[0], AN_HOUR_OLDER
     ),
@@ -92,7 +102,7 @@ LIFE = st.integers(3, 100 * 86_400).map(lambda seconds: seconds * SECOND)
 @given(first=AT, later=LIFE)
 def test_what_is_due_stays_due(first: datetime, later: timedelta) -> None:
     """Until somebody renews it, or its authority has ended and nobody can."""
-    for leaf, signer in ((LEAF[0], OURS), (LAST_BUT_ONE[0], AN_HOUR_OLDER)):
+    for leaf, signer in ((LEAF[0], OURS), (LAST_BUT_ONE[0], AN_HOUR_OLDER), (OUTLIVES[0], ENDS_FIRST)):
         before, after = (decide(leaf, signer.authority, at) for at in (first, first + later))
         if not isinstance(before, Keep):
             assert not isinstance(after, Keep)

@@ -62,7 +62,7 @@ class OperatorMetrics:
         )
         self.certificate_ends = Gauge(
             "streamserve_operator_certificate_expiry_timestamp_seconds",
-            "when the certificate in a Secret ends, for those that this process renews while it leads",
+            "when the certificate in a Secret ends: those that this process renews while it leads, and their authority",
             ["secret"],
             registry=self.registry,
         )

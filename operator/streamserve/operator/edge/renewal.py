@@ -107,7 +107,9 @@ class Renewal:
         key = self._settings.authority
         try:
             secret = await self._api.get(SECRET.path(*key))
-            authority = certificates.read_authority(_entry(secret, "tls.crt"), _entry(secret, "tls.key"))
+            certificate = _entry(secret, "tls.crt")
+            self._show(key, certificates.ends_at(certificate))
+            authority = certificates.read_authority(certificate, _entry(secret, "tls.key"))
         except ApiError as error:
             self._trouble(key, type(error).__name__, f"{_NONE}: {_remedy(error, 'get')}")
             return None

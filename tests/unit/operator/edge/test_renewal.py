@@ -241,6 +241,17 @@ async def test_without_the_authority_nothing_is_written_but_the_ends_are_still_t
     assert world.sample("certificate_expiry_timestamp_seconds", secret="llm/streamserve") == ends
 
 
+async def test_the_end_of_the_authority_is_told_as_well_also_where_it_cannot_sign() -> None:
+    world = World()
+    await world.renewal.turn()
+    ends = OURS.certificate.not_valid_after_utc.timestamp()
+    assert world.sample("certificate_expiry_timestamp_seconds", secret="serving/streamserve-ca") == ends
+    world = World()
+    del world.at(AUTHORITY)["data"]["tls.key"]
+    await world.renewal.turn()
+    assert world.sample("certificate_expiry_timestamp_seconds", secret="serving/streamserve-ca") == ends
+
+
 async def test_an_authority_that_cannot_be_read_is_said_and_nothing_is_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
