@@ -8,7 +8,10 @@ import socket
 import time
 from typing import Any
 
+import grpc
 import pytest
+
+from streamserve.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing(up: Any) -> None:
@@ -24,6 +27,23 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(up: Any) -> None:
         host, _, number = port.rpartition(":")
         with socket.socket() as probe:
             assert probe.connect_ex((host, int(number))) != 0
+
+
+def test_a_stream_that_does_not_end_is_cut_by_the_router_and_not_with_it(up: Any) -> None:
+    up.file.write_text(up.file.read_text().replace('max-model-len: "2048"', 'max-model-len: "32768"'))
+    up.start("--lanes", "1")
+    sampling = common_pb2.SamplingParams(max_tokens=30_000, ignore_eos=True)
+    request = inference_pb2.GenerateRequest(prompt=common_pb2.Prompt(text="Once"), sampling=sampling)
+    with grpc.insecure_channel(up.ready["grpc"]) as channel:
+        stream = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, timeout=3_000)
+        next(stream)
+        up.process.send_signal(signal.SIGINT)
+        with pytest.raises(grpc.RpcError) as cut:
+            for _ in stream:
+                pass
+    assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "Socket closed" not in cut.value.details(), "the router was killed"
+    assert up.process.wait(30) == 0
 
 
 def test_kill_9_of_up_leaves_nothing_after_five_seconds(up: Any) -> None:

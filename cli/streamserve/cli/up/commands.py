@@ -15,6 +15,10 @@ from streamserve.contract.streampair import StreamPair
 NAMESPACE: Final = "local"
 REDIS_VARIABLE: Final = "STREAMSERVE_REDIS_URL"
 
+# How long requests may go on after SIGTERM. Before a worker is stopped it was drained, or the router has ended.
+ROUTER_DRAIN_SECONDS: Final = 5
+WORKER_DRAIN_SECONDS: Final = 2
+
 # What a vLLM engine needs to share a machine without a GPU with others; a variable that is already set wins.
 CPU_ENGINE: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -76,6 +80,7 @@ def worker(site: Site, pair: StreamPair, lane: int, slot: Slot, revision: str) -
         *("--id", name, "--lane", lane_name(lane), "--revision", revision),
         *_identity(site),
         *("--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--nixl", "127.0.0.1:0"),
+        *("--drain-seconds", str(WORKER_DRAIN_SECONDS)),
     ]
     return _command(site, name, "streamserve.worker", argv, engine_environment(site, pair))
 
@@ -98,6 +103,7 @@ def router(site: Site, grpc_address: str, http_address: str) -> Command:
         *_identity(site),
         *("--grpc", grpc_address, "--http", http_address, "--metrics", "127.0.0.1:0"),
         *("--fleet", str(site.fleet_file)),
+        *("--drain-seconds", str(ROUTER_DRAIN_SECONDS)),
     ]
     return _command(site, "router", "streamserve.router", argv, {})
 

@@ -21,7 +21,8 @@ from streamserve.contract.launch import lane_name, worker_name
 from streamserve.contract.streampair import StreamPair
 from streamserve.runtime.tasks import Tasks
 
-STOP_SECONDS: Final = 12.0
+# After its drain a worker ends its engine, which takes 10 s at most.
+STOP_SECONDS: Final = commands.WORKER_DRAIN_SECONDS + 10.0
 NewChild = Callable[[Command], Child]
 
 

@@ -40,7 +40,8 @@ from streamserve.runtime.process import write_atomic
 from streamserve.runtime.tasks import Tasks
 
 READY_SECONDS: Final = {"Vllm": 600.0, "Simulator": 60.0}
-ROUTER_STOP_SECONDS: Final = 10.0
+# After its drain a router cuts what is left, two seconds for calls and two for what they began.
+ROUTER_STOP_SECONDS: Final = commands.ROUTER_DRAIN_SECONDS + 5.0
 REDIS_STOP_SECONDS: Final = 3.0
 _TICK_SECONDS: Final = 0.2
 _ROTATE_SECONDS: Final = 5.0
