@@ -6,7 +6,8 @@
     PrefillReady          True: every wanted prefill pod of the current revision is ready
     DecodeReady           the same for decode
     ConfigApplied         True: every serving process has echoed this generation's configuration, a router is among
-                          them, and no canary of it is held or has come back
+                          them, and no canary of it is held or has come back; while the pair is paused, the one of
+                          before, where this generation asks for no other
     Degraded              True: somebody has to look; the message says at what
     SpeculationEffective  True: drafting is under way on some lane; False: it is off in what is in force everywhere, or
                           its law has failed; Unknown: no word yet

@@ -17,7 +17,6 @@ from streamserve.contract.streampair import StreamPair
 from streamserve.operator import naming, scale
 from streamserve.operator.builders import accounts, config, disruption, router, scalers, services, worker_pods
 from streamserve.operator.canary import law
-from streamserve.operator.canary.memory import Holding, Memory, Settled
 from streamserve.operator.naming import Manifest
 from streamserve.operator.observe import Observed
 from streamserve.operator.scale import Replicas
@@ -82,23 +81,17 @@ def desired(pair: StreamPair, site: Site, observed: Observed, now: float) -> Des
 
 
 def _speculation(pair: StreamPair, wanted: Wanted, observed: Observed, now: float) -> law.Outcome:
-    """The law's. While a pair is paused nothing may be written, so nobody is judged and no hold begins."""
-    memory, uid = observed.memory, pair.metadata.uid
-    config = runtime_config(pair, uid, pair.metadata.generation)
-    if pair.spec.paused:
-        if memory is not None and memory.config.id.uid == uid and isinstance(memory.state, Holding):
-            said = "spec.paused is true: the canary lanes go on with what they try and are not judged"
-            return law.Outcome(law.Hold(said, law.AGAIN_SECONDS), memory)
-        return law.Outcome(law.ToAll(law.AllReason.NO_CANARY), Memory(config, Settled()))
     asked = law.Wanted(
-        config=config,
+        config=runtime_config(pair, pair.metadata.uid, pair.metadata.generation),
         rules=pair.spec.speculation.rollout,
         lanes=tuple(launch.lane_name(lane) for lane in range(wanted.lanes)),
         revision=wanted.revision,
         max_depth=pair.spec.speculation.max_depth,
     )
+    if pair.spec.paused:
+        return law.paused(asked, observed.memory)
     echoed = max(((echo.generation, echo.step) for echo in observed.echoes.values()), default=(-1, -1))
-    return law.decide(asked, memory, observed.goodput, now, echoed=echoed)
+    return law.decide(asked, observed.memory, observed.goodput, now, echoed=echoed)
 
 
 def _lanes(pair: StreamPair, site: Site, counts: Replicas) -> tuple[Wanted, bool]:

@@ -212,6 +212,53 @@ def test_a_pair_that_is_paused_in_a_hold_is_not_judged_until_it_goes_on(bench: B
     assert (bench.obeyed, bench.applied) == (everywhere("Fixed"), ("False", "CanaryWorse"))
 
 
+def told(bench: Bench) -> tuple[tuple[str, str], int, Body]:
+    """(status and reason, the generation that they are about, how far the configuration has come)."""
+    found = bench.cluster.condition("ConfigApplied")
+    return bench.applied, found["observedGeneration"], bench.cluster.body["status"]["config"]
+
+
+def test_a_settled_pair_that_is_paused_has_applied_what_it_asks_for(bench: Bench) -> None:
+    before = copy.deepcopy(bench.cluster.objects[CONFIG])
+    bench.edit(OLD, paused=True)
+    assert told(bench) == (("True", "Applied"), 2, {"generation": 1, "appliedBy": 7, "of": 7})
+    assert bench.cluster.objects[CONFIG] == before
+
+
+def test_what_is_asked_for_in_a_pause_waits_and_is_tried_when_the_pair_goes_on(bench: Bench) -> None:
+    bench.edit(NEW, paused=True)
+    assert told(bench) == (("False", "Paused"), 2, {"generation": 1, "appliedBy": 7, "of": 7})
+    assert "7 of 7 have applied generation 1" in bench.cluster.condition("ConfigApplied")["message"]
+    assert bench.obeyed == everywhere("Fixed")
+    bench.edit(OLD, paused=True, **{"slo.default.tpotMilliseconds": 51})
+    assert bench.applied == ("False", "Paused")
+    bench.edit(NEW)
+    assert (bench.obeyed, bench.applied) == (ONE, ("False", "CanaryHolding"))
+
+
+def test_what_came_back_stays_back_in_a_pause_with_its_reason(bench: Bench) -> None:
+    bench.edit(NEW)
+    bench.pass_minutes(21, 0.7)
+    said = bench.cluster.condition("ConfigApplied")["message"]
+    for lanes in (3, 2):
+        bench.edit(NEW, paused=True, lanes=lanes)
+        assert told(bench)[:2] == (("False", "CanaryWorse"), bench.generation)
+        assert bench.cluster.condition("ConfigApplied")["message"] == said
+    bench.edit(OFF, paused=True)
+    assert bench.applied == ("False", "Paused"), "nothing is written, not even that"
+    bench.edit(OLD, paused=True)
+    assert bench.applied == ("True", "Applied"), "the edit is taken back: what it asks for is in force"
+    bench.edit(NEW)
+    assert (bench.obeyed, bench.applied) == (everywhere("Fixed"), ("False", "CanaryWorse"))
+
+
+def test_a_pair_that_was_never_made_has_applied_nothing_while_it_is_paused(make_body: MakeBody, site: Site) -> None:
+    cluster = Cluster(make_body({"lanes": 0, "paused": True}), site)
+    cluster.settle()
+    found = cluster.condition("ConfigApplied")
+    assert (found["status"], found["reason"], cluster.objects) == ("False", "Paused", {})
+
+
 def test_a_hold_writes_its_status_once_a_minute_at_most_and_nothing_else(bench: Bench) -> None:
     bench.edit(NEW)
     bench.pass_minutes(2)

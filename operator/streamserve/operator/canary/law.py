@@ -26,6 +26,9 @@ the canary.
 The first lanes are the canaries, canaryLanes of them but always one less than there are: scaling down takes the last
 lanes first. During a hold they stay the same ones; a lane that is added is control.
 
+While the pair is paused nothing is written: what is remembered stays in force and keeps its reason, nobody is judged,
+no hold begins, and whatever else the spec asks for waits (`paused`).
+
 A configuration whose content changes gets a higher (generation, step) than the stored one and than any that a process
 has echoed; one whose content does not change is never written anew.
 """
@@ -52,6 +55,7 @@ from streamserve.operator.canary.memory import (
 )
 
 HOLDING: Final = "CanaryHolding"
+PAUSED: Final = "Paused"
 MAX_HOLDS: Final = LOOKS
 AGAIN_SECONDS: Final = 60.0
 UNREAD_SECONDS: Final = 5.0
@@ -115,7 +119,14 @@ class StayBack:
     detail: str
 
 
-Verdict = ToAll | Outdated | Hold | Promote | RollBack | StayBack
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The pair is paused, and asks for something else than what is in force."""
+
+    detail: str
+
+
+Verdict = ToAll | Outdated | Hold | Promote | RollBack | StayBack | Waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,8 @@ class Outcome:
                 return HOLDING, detail
             case RollBack(reason, detail) | StayBack(reason, detail):
                 return reason.value, detail
+            case Waits(detail):
+                return PAUSED, detail
             case _:
                 return None
 
@@ -164,6 +177,26 @@ def decide(
             return _judge(wanted, control, memory, state, records, now, echoed)
         case _:
             return _begin(wanted, control, memory, asked, now, echoed)
+
+
+def paused(wanted: Wanted, memory: Memory | None) -> Outcome:
+    """Of a pair that is paused. The memory is returned as it is: its generation is the one that processes have."""
+    if memory is None or memory.config.id.uid != wanted.config.id.uid:
+        return Outcome(Waits("spec.paused is true: no configuration is written"), Memory(wanted.config, Settled()))
+    if isinstance(memory.state, Holding):
+        said = "spec.paused is true: the canary lanes go on with what they try and are not judged"
+        return Outcome(Hold(said, AGAIN_SECONDS), memory)
+    asked, in_force = wanted.config.model_copy(update={"id": memory.config.id}), memory.config
+    if asked == in_force:
+        return Outcome(ToAll(AllReason.NOTHING_NEW), memory)
+    match memory.state:
+        case RolledBack(refused, reason, detail) if (
+            refused == question(asked.speculation, wanted.rules, wanted.revision)
+            and asked.model_copy(update={"speculation": in_force.speculation}) == in_force
+        ):
+            return Outcome(StayBack(reason, detail), memory)
+        case _:
+            return Outcome(Waits("spec.paused is true: what it asks for now waits"), memory)
 
 
 def _to_all(wanted: Wanted, memory: Memory | None, reason: AllReason, echoed: tuple[int, int]) -> Outcome:

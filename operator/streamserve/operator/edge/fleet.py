@@ -135,6 +135,7 @@ class ProcessFleet:
             pair.echoes.setdefault(name, Echo(0))
         if paused:
             pair.data, pair.order = b"", _Pair().order
+            pair.wanted = None if observed.memory is None else observed.memory.config.id
         elif decision.config is not None:
             self._want(key, pair, decision.config)
         held = decision.memory.state if decision.memory is not None else None

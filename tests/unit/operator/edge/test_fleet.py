@@ -254,11 +254,15 @@ class Bench:
         for each in self.pods:
             self.store.put(each)
 
-    def decide(self, generation: int, *, paused: bool = False) -> None:
+    def decide(self, generation: int, *, paused: bool = False, remembered: int | None = None) -> None:
         metadata = {"name": "llama", "namespace": "llm", "uid": UID}
         self.store.put({**self.pair, "metadata": metadata, "spec": {"paused": paused}})
         config = None if paused else RuntimeConfig(id=ConfigId(uid=UID, generation=generation))
-        self.fleet.decided(KEY, Decision(config=config), observe("llama", UID, self.pods))
+        seen = observe("llama", UID, self.pods)
+        if remembered is not None:
+            memory = Memory(RuntimeConfig(id=ConfigId(uid=UID, generation=remembered)), Settled())
+            seen = replace(seen, memory=memory)
+        self.fleet.decided(KEY, Decision(config=config), seen)
 
     async def until_heard(self, wanted: dict[str, tuple[int, str]]) -> None:
         """Until every pod's echo has this generation and error."""
@@ -441,6 +445,18 @@ async def test_a_pair_that_is_paused_is_left_alone_until_it_goes_on(monkeypatch:
     bench.decide(2)
     await until(lambda: KEY in bench.link.written)
     running.cancel()
+    await bench.fleet.close()
+
+
+async def test_of_a_pair_that_is_paused_it_is_asked_who_has_applied_what_is_in_force() -> None:
+    """Also by an operator that starts, and that would else repeat for ever what the one before it had said."""
+    bench = Bench()
+    bench.peers.echoes["10.0.0.8:50051"] = Echo(2)
+    bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2)
+    bench.decide(3, paused=True, remembered=2)
+    await bench.until_heard({WORKER: (2, ""), ROUTER: (2, "")})
+    assert bench.fleet.heard(KEY).asked
+    assert bench.link.written == {}
     await bench.fleet.close()
 
 
