@@ -29,7 +29,10 @@ LIMIT_SECONDS = 600
 BUILD_LIMIT_SECONDS = 3600
 
 CHART = (
-    *(f"tests/chart/test_{name}.py" for name in ("render", "refusals", "rules", "operator", "credentials", "notes")),
+    *(
+        f"tests/chart/test_{name}.py"
+        for name in ("render", "refusals", "rules", "operator", "credentials", "notes", "quoting")
+    ),
     "tests/chart/test_autoscaling.py::test_kubernetes_would_take_the_autoscalers",
 )
 

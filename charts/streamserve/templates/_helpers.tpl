@@ -16,9 +16,9 @@
 
 {{/* Call with (dict "root" $ "component" "operator"). A selector never changes, the rest may. */}}
 {{- define "streamserve.selector" -}}
-app.kubernetes.io/name: {{ include "streamserve.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/name: "{{ include "streamserve.name" .root }}"
+app.kubernetes.io/instance: "{{ .root.Release.Name }}"
+app.kubernetes.io/component: "{{ .component }}"
 {{- end }}
 
 {{/* Of pods: no versions, or each chart would replace them. */}}
@@ -30,8 +30,8 @@ app.kubernetes.io/part-of: streamserve
 {{- define "streamserve.labels" -}}
 {{ include "streamserve.podLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: "{{ .root.Release.Service }}"
+helm.sh/chart: "{{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}"
 {{- end }}
 
 {{- define "streamserve.serviceAccount" -}}
@@ -102,7 +102,7 @@ over a tag; no tag is the chart's own.
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: "{{ . }}"
   {{- end }}
 {{- end }}
 {{- end }}
