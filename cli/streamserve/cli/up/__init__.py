@@ -1,8 +1,6 @@
 """`streamserve up`: one StreamPair on this machine, as the operator would run it in a cluster.
 
-plan.py        pure: what is wanted and what runs → actions with reasons
 edits.py       pure: an edit of the file → what it takes, or why it is refused
-hot.py         pure: the spec's hot part → RuntimeConfig
 revision.py    pure: the spec's cold part → a short hash
 commands.py    pure: command lines and environments of the processes
 run_folder.py  the folder of a run: who has it, when it goes
@@ -11,7 +9,7 @@ app.py         the edge: the command line and the file, refusals, the folder of 
 running.py     what runs: started, planned, told, stopped
 taking.py      edits: judged, taken over or refused
 files.py       files for others, written again when the machine refused them
-supervisor.py lanes.py redis.py push.py view.py watch.py drain.py status.py guard.py reaper.py
+supervisor.py last_words.py lanes.py redis.py push.py view.py watch.py drain.py status.py guard.py reaper.py
                what running.py is made of
 """
 
