@@ -50,6 +50,8 @@ def spec_of(wanted: Wanted) -> Body:
         "lanes": lanes,
         "speculation": {**SPEC["speculation"], "depth": {"min": 0, "max": depth}},
         "engine": {**SPEC["engine"], "args": {"max-num-seqs": str(running)}},
+        # The only lane may stop for a change: without leave it would wait (NeedsSurge), and nothing come to rest.
+        "update": {**SPEC["update"], "maxUnavailable": 1},
     }
 
 
