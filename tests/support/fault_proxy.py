@@ -4,7 +4,8 @@
         proxy.url                                              # http://127.0.0.1:…, for the operator's kubeconfig
         proxy.faults.append(Fault(500, times=3))               # see Fault: what, for whom, how often
         proxy.after_write = lambda number: operator.kill()     # the server has done it, the operator does not know
-        proxy.go_down()                                        # nobody answers, and who was answered is cut off
+        proxy.go_down()                                        # nobody answers, and who was answered is cut off;
+                                                               # how many ask is counted (`refused`)
         proxy.watches = WatchFaults(rng, duplicate=0.3)        # what becomes of each event of a watch
 
 Writes are counted as the server answers them (`writes`: method and path), those of Leases and Events left out: they
@@ -110,6 +111,7 @@ class FaultProxy:
         self.after_write: Callable[[int], None] | None = None
         self.watches: WatchFaults | None = None
         self.down = False
+        self.refused = 0
         self.port = 0
         self._server = server
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,6 +171,7 @@ class FaultProxy:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         method, path = request.method, request.path
         if self.down:
+            self.refused += 1
             return self._cut(request)
         fault = next((each for each in list(self.faults) if each.takes(method, path)), None)
         if fault is not None and not fault.reaches_server:

@@ -18,6 +18,8 @@ from tests.support.processes import wait_until
 from streamserve.operator.edge.resources import BY_KIND
 
 AWAY_SECONDS = 60.0
+# Eight watches wait up to 15 s between two tries, the Lease two seconds. A client asks twice where it is cut off.
+MOST_REFUSED = 600
 TIMES = 6
 # What a hung request costs is the client's own limit: one of them is enough for each scenario.
 STATUSES = {"conflict": 409, "gone": 410, "throttled": 429, "failed": 500, "hung": 0}
@@ -133,6 +135,7 @@ def test_an_api_server_that_is_away_for_a_minute(name: str, stage: Stage, undist
     time.sleep(AWAY_SECONDS)
     assert stage.bench.get(operator, "/readyz")[0] == 503
     assert stage.bench.get(operator, "/healthz")[0] == 200, "a restart would not bring it back"
+    assert stage.proxy.refused < MOST_REFUSED
     stage.proxy.undisturbed()
     assert stage.settle(remains=scenario.remains) == wanted
     assert stage.uids(scenario.untouched) == before

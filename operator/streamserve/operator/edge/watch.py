@@ -6,10 +6,16 @@ added that a complete list also says what is gone, that everything is listed ane
 event that was lost costs a bounded time), that an error of any kind means another try, and when the stream was heard
 last.
 
-kopf opens a watch that has ended where it stopped. Of a custom resource that may be too late: when its CRD is upgraded
-the API server ends the watches, and until then they show objects of that moment without the fields that are new
-(docs/decisions/20261123-a-custom-resources-watch-that-ends.md). So these are listed anew. This is the one module that
-knows kopf's inner names; `check` says at start whether they are there.
+kopf opens a watch that has ended where it stopped, at once and as often as it ends. Two kinds of it are listed anew:
+
+    a custom resource's     when its CRD is upgraded the API server ends the watches, and until then they show objects
+                            of that moment without the fields that are new
+                            (docs/decisions/20261123-a-custom-resources-watch-that-ends.md)
+    one that was not up     it showed nothing and ended within UP_SECONDS: the server refuses it (no right to watch, too
+                            many requests) or is away. That is a failure, the next try waits longer, and `trouble` says
+                            so (docs/decisions/20261124-a-watch-that-is-not-up.md)
+
+This is the one module that knows kopf's inner names; `check` says at start whether they are there.
 """
 
 from __future__ import annotations
@@ -39,6 +45,8 @@ from streamserve.runtime.errors import SetupError
 CHUNK_SIZE: Final = 500
 SERVER_TIMEOUT_SECONDS: Final = 600
 RELIST_SECONDS: Final = 3_600.0
+CONNECT_SECONDS: Final = 10.0
+UP_SECONDS: Final = 1.5 * CONNECT_SECONDS
 _EARLY_SECONDS: Final = 0.9 * SERVER_TIMEOUT_SECONDS
 _FAILURES: Final = (
     errors.APIError,
@@ -55,7 +63,7 @@ _log = logs.get(__name__)
 
 
 class _EndedEarly(Exception):
-    """The API server has ended the watch of a custom resource before its time."""
+    """What follows this watch is a listing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,6 +126,8 @@ class Watch:
         self._listed: set[Id] = set()
         self._complete = False
         self._opened_at: float | None = None
+        self._shown = False
+        self._failures_in_a_row = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -129,6 +139,7 @@ class Watch:
             await asyncio.sleep(self._backoff.next())
 
     async def _log_in_and_follow(self) -> None:
+        self._complete, self._opened_at, self._shown = False, None, False
         vault = _Vault({"login": self._login()})
         auth.vault_var.set(vault)
         try:
@@ -138,6 +149,8 @@ class Watch:
         except TimeoutError:
             if not limit.expired():
                 raise
+            if self._complete:
+                self._is_up()
         finally:
             await vault.close()
 
@@ -146,7 +159,7 @@ class Watch:
         settings.watching.chunk_size = CHUNK_SIZE
         settings.watching.server_timeout = SERVER_TIMEOUT_SECONDS
         settings.networking.request_timeout = 30
-        settings.networking.connect_timeout = 10
+        settings.networking.connect_timeout = CONNECT_SECONDS
         settings.networking.error_backoffs = ()
         if self.resource.selector:
             settings.watching.label_selectors[kopf.EVERYTHING] = self.resource.selector
@@ -161,7 +174,6 @@ class Watch:
         namespace = None if self.namespace is None else references.NamespaceName(self.namespace)
         # One listing and what follows it. kopf ends there, without a word, after 410 and where it could not list.
         self._before, self._listed = self._store.versions(self.resource.kind, self.namespace), set()
-        self._complete, self._opened_at = False, None
         with contextlib.suppress(_EndedEarly):
             async for event in watching.infinite_watch(
                 settings=settings, resource=found, namespace=namespace, _iterations=1
@@ -173,16 +185,28 @@ class Watch:
                     self._take(event["type"], event["object"])
         if not self._complete:
             raise TimeoutError("it could not be listed: the connection was lost or too slow")
+        if not self._was_up(self._clock()):
+            raise ConnectionError("it was listed, but its watch ended before it showed anything: refused, or cut off")
 
     def _opens(self) -> None:
         """A watch is about to be opened. Raises _EndedEarly where there has to be a listing first."""
         now, before = self._clock(), self._opened_at
-        if before is not None and now - before < _EARLY_SECONDS and self.resource.is_custom:
-            raise _EndedEarly
-        self._opened_at = now
+        if before is not None:
+            early = now - before < _EARLY_SECONDS
+            if not self._was_up(now) or (early and self.resource.is_custom):
+                raise _EndedEarly
+        self._opened_at, self._shown = now, False
+
+    def _was_up(self, now: float) -> bool:
+        """Whether the watch that has ended was one at all."""
+        if not self._shown and self._opened_at is not None and now - self._opened_at >= UP_SECONDS:
+            self._is_up()
+        return self._shown
 
     def _take(self, kind: str | None, body: Any) -> None:
         """A listed object (no kind of event), or one that was added, modified or deleted."""
+        if kind is not None and not self._shown:
+            self._is_up()
         if kind == "BOOKMARK":
             return
         made: Manifest = body
@@ -199,13 +223,25 @@ class Watch:
         for change in self._store.keep_only(self._before, self._listed):
             self._on_change(change)
         self._before, self._listed, self._complete = {}, set(), True
+        self.health.listed.set()
+        # A single watch that was not up may be the last word of a server that restarts; the second is no accident.
+        if self._failures_in_a_row < 2:
+            self._is_well()
+
+    def _is_up(self) -> None:
+        """The watch has shown something, or lives long enough to be one."""
+        self._shown, self._failures_in_a_row = True, 0
+        self._backoff.reset()
+        self._is_well()
+
+    def _is_well(self) -> None:
         if self.health.trouble:
             _log.info("watching %s", self.health.what)
-        self.health.listed.set()
         self.health.trouble = ""
-        self._backoff.reset()
 
     def _failed(self, error: Exception) -> None:
+        # One that could not be listed is told by the next listing, one that was listed by its watch.
+        self._failures_in_a_row += self._complete
         self.health.heard_at = self._clock()
         trouble = f"{type(error).__name__}: {error}"
         if trouble != self.health.trouble:
