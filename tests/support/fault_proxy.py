@@ -53,10 +53,12 @@ class Fault:
     """Happens to the next `times` requests that `where` is true of. `status` 0: no answer at all (HANG_SECONDS).
 
     `reaches_server`: the server does it, and only its answer is lost. Otherwise it never hears of it.
+    `after_seconds`: as a webhook that hangs makes the answer wait.
     """
 
     status: int
     times: int = 1
+    after_seconds: float = 0.0
     where: Callable[[str, str], bool] = is_write
     reaches_server: bool = False
     happened: int = 0
@@ -201,6 +203,7 @@ class FaultProxy:
         if fault.status == 0:
             await asyncio.sleep(HANG_SECONDS)
             return self._cut(request)
+        await asyncio.sleep(fault.after_seconds)
         said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status, "message": "planted"}
         headers = {"Retry-After": "1"} if fault.status == 429 else {}
         return web.json_response(said, status=fault.status, headers=headers)

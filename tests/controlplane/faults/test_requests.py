@@ -12,7 +12,7 @@ from tests.controlplane.faults.conftest import Undisturbed
 from tests.controlplane.faults.scenarios import BY_NAME, Stage
 from tests.controlplane.faults.test_machine import essence
 from tests.support.fault_proxy import Fault, WatchFaults, is_write
-from tests.support.operator_bench import PAIR
+from tests.support.operator_bench import LEASE_SECONDS, PAIR
 from tests.support.processes import wait_until
 
 from streamserve.operator.edge.resources import BY_KIND
@@ -58,6 +58,24 @@ def test_writes_that_fail(name: str, status: int, reaches: bool, stage: Stage, u
     assert stage.settle(remains=scenario.remains) == wanted
     assert fault.happened == (TIMES if status else 1)
     assert stage.uids(scenario.untouched) == before
+
+
+def test_a_webhook_that_hangs_for_longer_than_a_renewal_lasts_is_told(stage: Stage, undisturbed: Undisturbed) -> None:
+    wanted, _ = undisturbed.of("scale-up", stage)
+    operator = stage.operate()
+    stage.prepare(BY_NAME["scale-up"])
+
+    def makes_a_pod(method: str, path: str) -> bool:
+        return method == "PATCH" and "/pods/" in path
+
+    fault = Fault(500, times=99, where=makes_a_pod, after_seconds=LEASE_SECONDS)
+    stage.proxy.faults.append(fault)
+    BY_NAME["scale-up"].change(stage.bench)
+    said = stage.bench.until("Degraded", "True", reason="WriteFails")
+    assert said["message"].endswith(": planted"), "by its own words, so nothing of ours cut it short"
+    assert stage.bench.leads(operator)
+    stage.proxy.undisturbed()
+    assert stage.settle(remains=True) == wanted
 
 
 @pytest.mark.parametrize("status", [pytest.param(500, id="failed"), pytest.param(0, id="hung")])

@@ -1,12 +1,14 @@
 """Requests to the API server: one session, typed outcomes, a bound on each, and writes that respect the fence.
 
 A write is sent only while the fence is up. That is looked at when its connection is in hand, after any wait for one,
-and the write's time ends with the fence: one that a stopped process had prepared never leaves it later.
+and the write ends with the fence, which stays up while the Lease is renewed: one that a stopped process had prepared
+never leaves it later, and one that takes long has REQUEST_SECONDS like any other request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,13 +119,14 @@ class Api:
             call.fence.check()
 
     async def _request(self, call: _Call) -> dict[str, Any]:
-        seconds = REQUEST_SECONDS
         if call.fence is not None:
             call.fence.check()
-            seconds = min(seconds, call.fence.left_seconds)
         outcome = "ok"
         try:
-            async with asyncio.timeout(seconds):
+            async with (
+                asyncio.timeout(REQUEST_SECONDS),
+                contextlib.nullcontext() if call.fence is None else call.fence.while_up(),
+            ):
                 return await self._exchange(call)
         except ApiError as error:
             outcome = type(error).__name__

@@ -13,8 +13,8 @@
 Not there any more (404, 410), or another object by now (409 with a uid): the action is over, the watch will tell. A
 write that is refused for good is remembered (`rejected`) and told in a condition; the rest of the decision goes on,
 but for what would be made by halves (`refusals.py`). While an object was found that the decision knew nothing of, no
-pod is made and none is given up. Anything else ends the reconcile, which is tried again; an error of the server says at
-which object.
+pod is made and none is given up. Anything else ends the reconcile, which is tried again; a server that fails, or does
+not answer, says at which object.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamserve.operator import naming
 from streamserve.operator.actions import Action, Apply, Delete, Drain, Rehearse, SetGate
 from streamserve.operator.edge.api import MERGE, STRATEGIC, Api
 from streamserve.operator.edge.metrics import OperatorMetrics
-from streamserve.operator.edge.outcomes import Conflict, Gone, NotFound, Refused, ServerFailed
+from streamserve.operator.edge.outcomes import Conflict, Failing, Gone, NotFound, Refused
 from streamserve.operator.edge.resources import BY_KIND
 from streamserve.operator.edge.store import Store
 from streamserve.operator.naming import FIELD_MANAGER, Manifest
@@ -80,9 +80,9 @@ class Applier:
                 continue
             try:
                 wrote = await self._one(namespace, action, name in shown, result)
-            except ServerFailed as error:
+            except Failing as error:
                 said = f"{action.kind} {action.name}: {error.message}"
-                raise ServerFailed(said, status=error.status, retry_after_seconds=error.retry_after_seconds) from error
+                raise type(error)(said, status=error.status, retry_after_seconds=error.retry_after_seconds) from error
             except (Refused, NotFound, Gone) as error:
                 result.rejected[write_of(action)] = error.message
                 _log.warning("%s %s/%s is refused: %s", action.kind, namespace, action.name, error.message)

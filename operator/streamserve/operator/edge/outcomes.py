@@ -3,10 +3,11 @@
     ApiError
     ├── Retryable                the same request may succeed later
     │   ├── Conflict             409   somebody else was faster, or holds a field that we did not force
-    │   ├── Throttled            429   `retry_after_seconds` where the server says
-    │   ├── ServerFailed         5xx
     │   ├── Unauthorized         401   credentials expired; they are read anew
-    │   └── Unreachable                no connection, no answer in time, no readable answer
+    │   └── Failing                    worth telling when it lasts
+    │       ├── Throttled        429   `retry_after_seconds` where the server says
+    │       ├── ServerFailed     5xx
+    │       └── Unreachable            no connection, no answer in time, no readable answer
     └── Permanent                the same request fails again
         ├── NotFound             404
         ├── Gone                 410
@@ -36,19 +37,23 @@ class Conflict(Retryable):
     pass
 
 
-class Throttled(Retryable):
-    pass
-
-
-class ServerFailed(Retryable):
-    pass
-
-
 class Unauthorized(Retryable):
     pass
 
 
-class Unreachable(Retryable):
+class Failing(Retryable):
+    """Not our doing, and worth telling when it lasts."""
+
+
+class Throttled(Failing):
+    pass
+
+
+class ServerFailed(Failing):
+    pass
+
+
+class Unreachable(Failing):
     pass
 
 

@@ -13,7 +13,7 @@ What is kept between two runs is only what a run found out at the API server and
 names that are not in the cache, and writes that were refused for good or keep failing. They are looked at again after a
 while. And the configuration that was decided, for the case that the ConfigMap does not hold it, by a hand or for good:
 each run would number it anew. In another term of the fence another leader may have decided since, and it is not
-believed any more.
+believed any more; nor are failures, for where nobody could renew the Lease nothing answered, and that is no write's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamserve.operator.canary.memory import Memory, notes_of, recall
 from streamserve.operator.decide import Decision, decide
 from streamserve.operator.edge.apply import Applier, Carried
 from streamserve.operator.edge.metrics import OperatorMetrics
-from streamserve.operator.edge.outcomes import ServerFailed
+from streamserve.operator.edge.outcomes import Failing
 from streamserve.operator.edge.pod_events import PodEvents
 from streamserve.operator.edge.status_writer import StatusWriter
 from streamserve.operator.edge.store import Key, Store
@@ -157,7 +157,7 @@ class Reconciler:
             return None
         memory = self._memories.setdefault(key, _Memory())
         if memory.term != self._term():
-            memory.term, memory.decided = self._term(), None
+            memory.term, memory.decided, memory.failing_since = self._term(), None, None
         now, generation = self._clock(), int(body["metadata"].get("generation") or 0)
         observed = self._pod_events.told(key, await self._gather(key, body, memory, now))
         decision = decide(body, self._site, observed, self._utc_now().timestamp())
@@ -166,7 +166,7 @@ class Reconciler:
         refused, told, carried = memory.rejected_now(generation, now), set(memory.rejected), Carried()
         try:
             await self._carry_out(key, memory, observed, decision, refused, carried)
-        except ServerFailed as error:
+        except Failing as error:
             memory.failed(error.message, now)
             if observed.failing:
                 await self._say(body, observed, decision)
@@ -174,11 +174,14 @@ class Reconciler:
         finally:
             self._remember(memory, carried, refused, decision, generation)
         memory.failing_since = None
+        if observed.failing:
+            # What it would say was decided before the success.
+            return _AT_ONCE_SECONDS
         overtaken = await self._say(body, observed, decision)
         news = overtaken or carried.written or carried.rejected or carried.found or told - memory.rejected.keys()
         return _earliest(
             decision.again_seconds,
-            _AT_ONCE_SECONDS if news or observed.failing else None,
+            _AT_ONCE_SECONDS if news else None,
             LOOK_AGAIN_SECONDS if memory.found else None,
             REFUSED_AGAIN_SECONDS if memory.rejected else None,
         )

@@ -11,7 +11,6 @@ answer.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -74,13 +73,8 @@ class RedisLink:
         """Raises NotLeader, also where the fence falls while Redis has not answered."""
         # Connecting may take long, so it comes before the look at the fence.
         await self._client.ping()
-        self._fence.check()
-        try:
-            async with asyncio.timeout(self._fence.left_seconds):
-                await write()
-        except TimeoutError:
-            self._fence.check()
-            raise
+        async with self._fence.while_up():
+            await write()
 
     # Its users: see redis_users.py
 

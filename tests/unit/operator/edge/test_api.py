@@ -17,10 +17,12 @@ from streamserve.operator.edge.outcomes import Conflict, Unauthorized, Unreachab
 
 
 class Server:
-    """Answers every request on a connection with `status`; keeps what it was sent."""
+    """Answers every request on a connection with `status`, once it may; keeps what it was sent."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.status, self.body = 200, json.dumps({"kind": "Pod"})
         self.address = ""
 
@@ -31,6 +33,7 @@ class Server:
                 length = next((int(line[15:]) for line in text.split("\r\n") if line.startswith("Content-Length:")), 0)
                 await reader.readexactly(length)
                 self.requests.append(text)
+                await self.may_answer.wait()
                 answer = f"HTTP/1.1 {self.status} X\r\nContent-Length: {len(self.body)}\r\n\r\n{self.body}"
                 writer.write(answer.encode())
                 await writer.drain()
@@ -46,6 +49,15 @@ class Bench:
         self.stopped_at_look: int | None = None
         self.fence = Fence(self._clock)
         self.api = Api(self._login, self.fence, OperatorMetrics())
+
+    async def under_way(self) -> asyncio.Task[dict[str, Any]]:
+        """A write that the server has, and does not answer yet."""
+        self.server.may_answer.clear()
+        writing = asyncio.create_task(self.api.apply("/x", {}))
+        async with asyncio.timeout(5):
+            while not self.server.requests:  # noqa: ASYNC110 (what is waited for is the code under test)
+                await asyncio.sleep(0.005)
+        return writing
 
     def _login(self) -> Any:
         return kopf.ConnectionInfo(server=f"http://{self.server.address}", token=self.token)
@@ -104,6 +116,39 @@ async def test_a_process_that_was_stopped_anywhere_before_the_write_sends_nothin
         assert bench.server.requests == []
     else:
         assert bench.looks < look, "the stop came after the write"
+
+
+async def test_a_write_takes_its_time_while_the_lease_is_renewed(bench: Bench) -> None:
+    bench.fence.raise_until(0.2)
+    writing = await bench.under_way()
+    bench.fence.raise_until(60.0)
+    await asyncio.sleep(0.3)
+    bench.server.may_answer.set()
+    assert await writing == {"kind": "Pod"}
+
+
+async def test_a_write_ends_when_the_lease_runs_out(bench: Bench) -> None:
+    bench.fence.raise_until(0.2)
+    writing = await bench.under_way()
+    with pytest.raises(NotLeader):
+        await asyncio.wait_for(writing, 5)
+
+
+async def test_a_write_ends_at_once_when_somebody_else_is_seen_to_hold_the_lease(bench: Bench) -> None:
+    bench.fence.raise_until(60.0)
+    writing = await bench.under_way()
+    bench.fence.lower()
+    with pytest.raises(NotLeader):
+        await asyncio.wait_for(writing, 5)
+
+
+async def test_a_write_of_an_earlier_term_does_not_live_on_in_the_next(bench: Bench) -> None:
+    bench.fence.raise_until(60.0)
+    writing = await bench.under_way()
+    bench.now = 61.0
+    bench.fence.raise_until(120.0)
+    with pytest.raises(NotLeader):
+        await asyncio.wait_for(writing, 5)
 
 
 async def test_a_token_that_was_replaced_is_used_after_a_401(bench: Bench) -> None:

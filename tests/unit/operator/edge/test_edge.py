@@ -12,7 +12,15 @@ import pytest
 
 from streamserve.contract import runtime_config
 from streamserve.operator import naming
-from streamserve.operator.edge.outcomes import ApiError, Conflict, Refused, ServerFailed, Throttled
+from streamserve.operator.edge.outcomes import (
+    ApiError,
+    Conflict,
+    Failing,
+    Refused,
+    ServerFailed,
+    Throttled,
+    Unreachable,
+)
 from streamserve.operator.edge.reconcile import FAILING_SECONDS, REFUSED_AGAIN_SECONDS
 from streamserve.operator.events import FIRST_SECONDS
 from streamserve.operator.site import Site
@@ -347,18 +355,41 @@ async def test_a_retryable_error_ends_the_run_before_anything_is_said_and_the_ne
     assert bench.condition("Degraded")[0] == "False"
 
 
-async def test_a_write_that_the_server_keeps_failing_is_told_with_its_object_and_words(bench: Bench) -> None:
-    bench.server.errors["/services/demo-router"] = [ServerFailed("range is full", status=500)] * 3
+FAILS = [ServerFailed("range is full", status=500), Throttled("slow", status=429), Unreachable("no answer in time")]
+
+
+@pytest.mark.parametrize("error", FAILS, ids=["500", "429", "silence"])
+async def test_a_write_that_keeps_failing_is_told_with_its_object_and_words(bench: Bench, error: Failing) -> None:
+    bench.server.errors["/services/demo-router"] = [error] * 3
     for _ in range(2):
-        with pytest.raises(ServerFailed):
+        with pytest.raises(type(error)):
             await bench.once()
     assert not any("streampairs" in call for call in bench.server.writes), "a server that restarts is no news"
     bench.now += FAILING_SECONDS
-    with pytest.raises(ServerFailed):
+    with pytest.raises(type(error)):
         await bench.once()
     status, reason, message = bench.condition("Degraded")
     assert (status, reason) == ("True", "WriteFails")
-    assert "Service demo-router: range is full" in message
+    assert f"Service demo-router: {error.message}" in message
+    await bench.until_quiet()
+    assert bench.condition("Degraded")[0] == "False"
+
+
+@pytest.mark.parametrize("new_term", [False, True], ids=["short", "long enough to lose the lease"])
+async def test_an_api_server_that_was_away_for_a_while_is_not_told(bench: Bench, new_term: bool) -> None:
+    bench.server.errors["/services/demo-router"] = [Unreachable("no route")] * (1 + new_term)
+    with pytest.raises(Unreachable):
+        await bench.once()
+    bench.now += FAILING_SECONDS
+    if new_term:
+        bench.term += 1
+        with pytest.raises(Unreachable):
+            await bench.once()
+        assert not any("streampairs" in call for call in bench.server.writes), "it only comes back"
+    again = await bench.once()
+    assert again is not None
+    assert again < 1.0
+    assert new_term or not any("streampairs" in call for call in bench.server.writes), "it was decided while it failed"
     await bench.until_quiet()
     assert bench.condition("Degraded")[0] == "False"
 
