@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -56,6 +56,7 @@ REFRESH_SECONDS: Final = 10.0
 FIRST_SECONDS: Final = 0.05
 SLOWEST_SECONDS: Final = 5.0
 AWAY_SECONDS: Final = 10.0
+DEFECT_SECONDS: Final = 5.0
 _DIRECTLY_AFTER_SECONDS: Final = 0.4
 _SHARE_OF_TIME: Final = 0.1
 _ASKED_AT_ONCE: Final = 32
@@ -160,12 +161,17 @@ class ProcessFleet:
         if self._link is None:
             _log.warning("no Redis: no lane's state can be known, so no pod becomes ready")
             return
+        link = self._link
+        loops = {
+            "lanes": lambda: self._keep_lanes(link),
+            "configurations": lambda: self._keep_written(link),
+            "evidence": lambda: self._evidence.run(link, away=self._is_away),
+        }
+        if (users := self._users) is not None:
+            loops["users"] = lambda: users.run(link, away=self._is_away)
         async with asyncio.TaskGroup() as group:
-            if self._users is not None:
-                group.create_task(self._users.run(self._link, away=self._is_away), name="users")
-            group.create_task(self._keep_lanes(self._link), name="lanes")
-            group.create_task(self._keep_written(self._link), name="configurations")
-            group.create_task(self._evidence.run(self._link, away=self._is_away), name="evidence")
+            for name, loop in loops.items():
+                group.create_task(_unending(name, loop), name=name)
 
     async def close(self) -> None:
         await self._drains.stop()
@@ -232,6 +238,8 @@ class ProcessFleet:
     # What routers say of lanes
 
     async def _keep_lanes(self, link: RedisLink) -> None:
+        # Begun anew after a defect, it would go by what it heard before.
+        self._take_lanes(None)
         refreshed = self._clock()
         while True:
             began, term = self._clock(), self._fence.term
@@ -377,6 +385,17 @@ class ProcessFleet:
         if self._away:
             _log.info("Redis answers again")
         self._away = ""
+
+
+async def _unending(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """What is read was written by others: whatever it makes one of the loops raise, the process does not end of it, nor
+    does each that leads next."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            _log.exception("%s: a defect of ours; begun anew in %g s", name, DEFECT_SECONDS)
+        await asyncio.sleep(DEFECT_SECONDS)
 
 
 def echo_of(said: WorkerSignals | None, worker: Worker, pair_uid: str) -> Echo | None:

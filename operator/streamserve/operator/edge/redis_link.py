@@ -151,12 +151,14 @@ class RedisLink:
         return lists
 
     async def _names(self, what: str) -> list[str]:
-        """The keys that routers write under this last part."""
-        return [
-            name.decode()
+        """The keys that routers write under this last part. Who may write those may write others: what is no text is
+        none of a router's."""
+        names = [
+            name
             for root in self._roots
             async for name in self._client.scan_iter(match=f"{root}/{what}", count=2 * CHUNK)
         ]
+        return [name.decode() for name in names if name.isascii()]
 
     async def _values(self, names: Sequence[str]) -> list[bytes | None]:
         values: list[bytes | None] = []

@@ -487,6 +487,45 @@ async def test_lanes_are_unknown_while_redis_is_away_and_a_pair_is_looked_at_whe
     await bench.fleet.close()
 
 
+@pytest.mark.parametrize("what", ["lanes", "missing", "goodput"])
+async def test_what_a_loop_stumbles_over_ends_neither_it_nor_the_others(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fleet.LANES_SECONDS", "fleet.CHECK_SECONDS", "fleet.DEFECT_SECONDS", "evidence.READ_SECONDS"):
+        monkeypatch.setattr(f"streamserve.operator.edge.{name}", 0.01)
+    bench, stumbles = Bench(), [True]
+    sound = getattr(bench.link, what)
+
+    async def stumble(*arguments: Any) -> Any:
+        if stumbles[0]:
+            raise KeyError("nobody thought of that")
+        return await sound(*arguments)
+
+    bench.link.words[KEY] = LaneWord(lanes={"lane-0": LaneReport(state="READY")})
+    running = asyncio.create_task(bench.fleet.run())
+    config = RuntimeConfig(id=ConfigId(uid=UID, generation=2))
+    bench.decide(2)
+    held = Decision(config=config, memory=Memory(config, Holding("q", 1_800_000_000.0, (2, 0))))
+    bench.fleet.decided(KEY, held, observe("llama", UID, bench.pods))
+
+    def all_is_heard() -> bool:
+        heard = bench.fleet.heard(KEY)
+        return heard.lanes is not None and heard.goodput is not None and KEY in bench.link.written
+
+    await until(all_is_heard)
+    monkeypatch.setattr(bench.link, what, stumble)
+    if what == "lanes":
+        await until(lambda: bench.fleet.heard(KEY).lanes is None)
+    else:
+        await asyncio.sleep(0.1)
+    stumbles[0] = False
+    bench.link.written.clear()
+    await until(all_is_heard)
+    assert not running.done()
+    running.cancel()
+    await bench.fleet.close()
+
+
 async def test_the_routers_records_are_heard_while_a_canary_is_held_and_only_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -147,6 +147,7 @@ async def test_the_words_of_all_routers_of_all_pairs_are_read_in_one_look(
         client.set(Keyspace(*KEY).router_lanes("a"), word("FENCED"))
         client.set(Keyspace(*KEY).router_lanes("b"), word("READY"))
         client.set(Keyspace(*KEY).router_lanes("broken"), b"{")
+        client.set(b"ss:llm/llama/router/\xff/lanes", word("READY"))
     found = await link.lanes()
     assert len(found) == 1_201
     assert found[KEY] == LaneWord(lanes={"lane-0": LaneReport(state="READY")}), (
@@ -190,6 +191,7 @@ async def test_the_newest_records_of_each_router_are_read_in_order_and_garbage_i
         client.set(space.router_goodput("c"), b"no list")
         client.rpush(other.router_goodput("a"), goodput.encode(minute(7)))
         client.set(space.router_lanes("a"), b"{}")
+        client.rpush(b"ss:llm/llama/router/\xff/goodput", goodput.encode(minute(7)))
     assert await link.goodput({KEY: 4}) == {KEY: {"a": [minute(4), minute(5), minute(6)], "b": [minute(6)], "c": []}}
     assert await link.goodput({("llm", "nobody"): 4}) == {}
 
