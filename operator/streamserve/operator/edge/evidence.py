@@ -4,7 +4,9 @@
     all since the hold began            at first, and every WHOLE_SECONDS: a router whose Redis was away delivers late
 
 While a hold's records have never been read, nothing is known of them and nobody is judged; where Redis stays away for
-PATIENCE_SECONDS, there are none. What was read stays, also when Redis loses it. Pairs without a hold cost nothing.
+PATIENCE_SECONDS, there are none. What was read stays, also when Redis loses it. Nor is anybody judged in a new term of
+the fence before all was read anew: what this process read when it led before may end long before now. Pairs without a
+hold cost nothing.
 """
 
 from __future__ import annotations
@@ -74,6 +76,11 @@ class Evidence:
         patient = held.whole_at is None and self._clock() - held.asked_at < PATIENCE_SECONDS
         return None if patient else held.records
 
+    def begin_term(self) -> None:
+        """Nothing is known until all has been read again; what was read before is kept to be added to."""
+        for held in self._held.values():
+            held.asked_at, held.whole_at = self._clock(), None
+
     async def run(self, link: Link, *, away: Callable[[BaseException], None]) -> None:
         """Until cancelled."""
         while True:
@@ -86,8 +93,11 @@ class Evidence:
             await asyncio.sleep(max(READ_SECONDS, (self._clock() - began) / _SHARE_OF_TIME))
 
     async def _read(self, link: Link) -> None:
+        term = self._fence.term
         asked = {key: (held, self._newest(held)) for key, held in self._held.items()}
         found = await link.goodput({key: count for key, (_, count) in asked.items()})
+        if term != self._fence.term:
+            return
         for key, (held, count) in asked.items():
             if self._held.get(key) is not held:
                 continue

@@ -221,6 +221,7 @@ class ProcessFleet:
         self._term = self._fence.term
         self._unwritten.clear()
         self._lanes = None
+        self._evidence.begin_term()
         for pair in self._pairs.values():
             pair.data, pair.order = b"", _Pair().order
             pair.echoes, pair.asked = {}, False

@@ -26,11 +26,14 @@ def record(minute: int, step: int = 0) -> GoodputMinute:
 class Link:
     def __init__(self) -> None:
         self.away = False
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.asked: list[Mapping[Key, int]] = []
         self.lists: dict[str, list[GoodputMinute]] = {}
 
     async def goodput(self, newest: Mapping[Key, int]) -> dict[Key, dict[str, list[GoodputMinute]]]:
         self.asked.append(newest)
+        await self.may_answer.wait()
         if self.away:
             raise RedisAway("refused")
         return {key: {router: found[-count:] for router, found in self.lists.items()} for key, count in newest.items()}
@@ -150,6 +153,38 @@ async def test_another_hold_begins_with_nothing_and_an_end_forgets(bench: Bench)
     bench.evidence.want(KEY, None)
     await bench.rounds()
     assert bench.evidence.known(KEY) is None
+
+
+async def test_what_was_read_in_an_earlier_term_is_nothing_known_until_all_is_read_again(bench: Bench) -> None:
+    bench.link.lists = {"a": [record(1)]}
+    bench.evidence.want(KEY, BEGAN)
+    await bench.rounds()
+    assert bench.evidence.known(KEY) == {"a": (record(1),)}
+    bench.link.away = True
+    bench.now = 3_000.0
+    bench.told.clear()
+    bench.evidence.begin_term()
+    assert bench.evidence.known(KEY) is None
+    await bench.rounds()
+    assert (bench.evidence.known(KEY), bench.told) == (None, [])
+    bench.link.away, bench.link.lists = False, {"a": [record(minute) for minute in range(2, 50)]}
+    await bench.rounds()
+    known = bench.evidence.known(KEY)
+    assert known is not None
+    assert [each.minute for each in known["a"]] == list(range(1, 50)), "Redis has lost the first, this process has not"
+    assert bench.told == [KEY]
+
+
+async def test_an_answer_that_was_asked_for_in_an_earlier_term_is_none(bench: Bench) -> None:
+    bench.link.may_answer.clear()
+    bench.evidence.want(KEY, BEGAN)
+    await bench.rounds(1)
+    bench.fence.lower()
+    bench.fence.raise_until(1.0)
+    bench.link.lists = {"a": [record(1)]}
+    bench.link.may_answer.set()
+    await bench.rounds(1)
+    assert bench.link.asked[1] == {KEY: RECENT + 1}, "all is asked for again"
 
 
 async def test_a_process_that_does_not_lead_reads_nothing(bench: Bench) -> None:

@@ -264,6 +264,12 @@ class Bench:
             seen = replace(seen, memory=memory)
         self.fleet.decided(KEY, Decision(config=config), seen)
 
+    def hold(self, generation: int) -> None:
+        """A canary of this generation begins."""
+        config = RuntimeConfig(id=ConfigId(uid=UID, generation=generation))
+        memory = Memory(config, Holding("q", 1_800_000_000.0, config.id.order))
+        self.fleet.decided(KEY, Decision(config=config, memory=memory), observe("llama", UID, self.pods))
+
     async def until_heard(self, wanted: dict[str, tuple[int, str]]) -> None:
         """Until every pod's echo has this generation and error."""
 
@@ -293,16 +299,19 @@ async def test_what_routers_and_workers_said_in_an_earlier_term_is_forgotten_in_
     bench.link.published[KEY, "lane-0-decode-0"] = said(config_generation=2)
     bench.peers.echoes["10.0.0.8:50051"] = Echo(2)
     bench.decide(2)
+    bench.hold(2)
     await bench.until_heard({WORKER: (2, ""), ROUTER: (2, "")})
+    await bench.fleet._evidence._read(bench.link)
     bench.fleet._take_lanes({KEY: LaneWord(lanes={"lane-0": LaneReport(state="READY")})})
     told = bench.fleet.heard(KEY)
     assert told.lanes is not None
+    assert told.goodput is not None
     assert told.asked
     bench.fence.lower()
     assert bench.fleet.heard(KEY) == told, "it only stands by"
     bench.fence.raise_until(bench.fence.now() + 3_600)
     told = bench.fleet.heard(KEY)
-    assert (told.lanes, told.echoes, told.asked) == (None, {}, False)
+    assert (told.lanes, told.echoes, told.goodput, told.asked) == (None, {}, None, False)
     await bench.fleet.close()
 
 
@@ -503,10 +512,8 @@ async def test_what_a_loop_stumbles_over_ends_neither_it_nor_the_others(
 
     bench.link.words[KEY] = LaneWord(lanes={"lane-0": LaneReport(state="READY")})
     running = asyncio.create_task(bench.fleet.run())
-    config = RuntimeConfig(id=ConfigId(uid=UID, generation=2))
     bench.decide(2)
-    held = Decision(config=config, memory=Memory(config, Holding("q", 1_800_000_000.0, (2, 0))))
-    bench.fleet.decided(KEY, held, observe("llama", UID, bench.pods))
+    bench.hold(2)
 
     def all_is_heard() -> bool:
         heard = bench.fleet.heard(KEY)
@@ -533,11 +540,10 @@ async def test_the_routers_records_are_heard_while_a_canary_is_held_and_only_the
     bench = Bench()
     running = asyncio.create_task(bench.fleet.run())
     bench.decide(2)
-    config = RuntimeConfig(id=ConfigId(uid=UID, generation=2))
-    held = Decision(config=config, memory=Memory(config, Holding("q", 1_800_000_000.0, (2, 0))))
-    bench.fleet.decided(KEY, held, observe("llama", UID, bench.pods))
+    bench.hold(2)
     assert bench.fleet.heard(KEY).goodput is None
     await until(lambda: bench.fleet.heard(KEY).goodput == {"a": (RECORD,)})
+    config = RuntimeConfig(id=ConfigId(uid=UID, generation=2))
     settled = Decision(config=config, memory=Memory(config, Settled()))
     bench.fleet.decided(KEY, settled, observe("llama", UID, bench.pods))
     await asyncio.sleep(0.05)
