@@ -22,6 +22,16 @@ def test_so_many_tokens_are_made_at_most(sampling: Sampling, prompt: int, want: 
     assert limits.max_new_tokens(sampling, prompt_tokens=prompt, max_model_tokens=8_192) == want
 
 
+def test_a_text_that_no_tokenizer_could_make_short_enough_is_refused_as_a_prompt_with_too_many_tokens() -> None:
+    limits.check_characters(7 * 4, characters_per_token=4, max_model_tokens=8)
+    with pytest.raises(InvalidRequest) as early:
+        limits.check_characters(7 * 4 + 1, characters_per_token=4, max_model_tokens=8)
+    with pytest.raises(InvalidRequest) as counted:
+        limits.check_prompt([1] * 8, vocabulary_size=2, max_model_tokens=8)
+    assert early.value.message == counted.value.message.replace("has 8", "has at least 8")
+    assert early.value.field == counted.value.field == "prompt"
+
+
 REFUSED = {
     "more at most than is left": (Sampling(max_tokens=93), "sampling.max_tokens", "max_tokens is 93"),
     "more at least than is left": (Sampling(min_tokens=100), "sampling.min_tokens", "min_tokens is 100"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import pytest
 from streamserve.contract.errors import InvalidRequest
 from streamserve.contract.sampling import Sampling
 from streamserve.worker.pipeserve import compat, vllm_engine, vllm_requests
-from streamserve.worker.pipeserve.engine import Job, KvGeometry, Outcome, TokenPrompt
+from streamserve.worker.pipeserve.engine import ChatPrompt, Job, KvGeometry, Outcome, Prompt, TextPrompt, TokenPrompt
 from streamserve.worker.pipeserve.vllm_engine import VllmEngine
 from streamserve.worker.pipeserve.vllm_meters import Meters
 from streamserve.worker.specustream.driver import Driver
@@ -24,6 +25,23 @@ from streamserve.worker.specustream.record import Record, RecordWriter
 JOB = Job(request_id="r#1", prompt=TokenPrompt([1, 2, 3]), sampling=Sampling(max_tokens=8, stop=("end",)))
 KV = KvGeometry(block_tokens=4, bytes_per_block=64, total_blocks=8, target_layers=1, draft_layers=1, dtype="float32")
 UNTIL_THE_CORE_KNOWS = 0.02
+
+
+@dataclass
+class Tokenizer:
+    """Three tokens of any text, in a vocabulary whose longest entry has 1,000 characters; knows who asked."""
+
+    asked_by: list[int] = field(default_factory=list)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0, "a" * 1_000: 1}
+
+    def encode(self, text: str) -> list[int]:
+        self.asked_by.append(threading.get_ident())
+        return [1, 2, 3]
+
+    def apply_chat_template(self, messages: object, **_: object) -> list[int]:
+        return self.encode("")
 
 
 @dataclass
@@ -37,13 +55,14 @@ class Llm:
     records: bool = True
     errored: bool = False
     ended: list[asyncio.Task[None]] = field(default_factory=list)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
     vllm_config: ClassVar[Any] = SimpleNamespace(
         model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=64),
         scheduler_config=SimpleNamespace(max_num_seqs=4, policy="fcfs"),
     )
 
-    def get_tokenizer(self) -> None:
-        return None
+    def get_tokenizer(self) -> Tokenizer:
+        return self.tokenizer
 
     async def generate(self, prompt: object, params: object, request_id: str, priority: int) -> AsyncIterator[Any]:
         self.scheduler.request_added(request_id, 3)
@@ -140,3 +159,39 @@ async def test_parameters_that_vllm_refuses_are_the_clients_fault(
     monkeypatch.setattr(vllm_requests, "answer_params", refuse)
     with pytest.raises(InvalidRequest, match="vLLM refuses the request: top_k must be an integer"):
         await answered(make_engine()[0])
+
+
+# The engine takes 64 tokens with the answer.
+LONG = {
+    "a text": TextPrompt("a" * 63_001),
+    "a chat, whatever its parts": ChatPrompt((("user", "a" * 40_000), ("user", "a" * 23_000))),
+}
+
+
+@pytest.mark.parametrize("prompt", LONG.values(), ids=LONG)
+async def test_what_is_too_long_for_any_tokenizer_is_refused_before_one_has_read_it(
+    make_engine: MakeEngine, prompt: Prompt
+) -> None:
+    engine, llm = make_engine()
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least 64 tokens, .* send at most 63"):
+        await answered(engine, replace(JOB, prompt=prompt))
+    assert llm.tokenizer.asked_by == []
+
+
+# What is asked, and whether it may be tokenized where everybody is served.
+LENGTHS: dict[str, tuple[Prompt, bool]] = {
+    "a short text": (TextPrompt("a" * 20_000), True),
+    "a long text": (TextPrompt("a" * 20_001), False),
+    "a short chat": (ChatPrompt((("user", "hi"),)), True),
+    "a chat with a long message": (ChatPrompt((("user", "hi"), ("user", "a" * 20_000))), False),
+    "a chat of many messages": (ChatPrompt((("user", "a" * 10),) * 2_000), False),
+}
+
+
+@pytest.mark.parametrize(("prompt", "here"), LENGTHS.values(), ids=LENGTHS)
+async def test_what_takes_long_to_tokenize_keeps_nobody_waiting(
+    make_engine: MakeEngine, prompt: Prompt, here: bool
+) -> None:
+    engine, llm = make_engine()
+    await answered(engine, replace(JOB, prompt=prompt))
+    assert [thread == threading.get_ident() for thread in llm.tokenizer.asked_by] == [here]

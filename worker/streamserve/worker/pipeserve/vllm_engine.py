@@ -42,7 +42,6 @@ from streamserve.worker.pipeserve.engine import (
     Outcome,
     Prefilled,
     Prompt,
-    TextPrompt,
 )
 from streamserve.worker.pipeserve.vllm_config import EngineSettings
 from streamserve.worker.pipeserve.vllm_meters import Meters
@@ -51,6 +50,7 @@ from streamserve.worker.specustream.policy import Adopted as SchedulerVersion
 from streamserve.worker.specustream.policy import Configure
 from streamserve.worker.specustream.record import Record, RequestRecord
 
+# A text or chat of more is cut into tokens in a thread: meanwhile nobody else would be served.
 _LONG_TEXT_CHARACTERS: Final = 20_000
 _MAX_HELD: Final = 8_192
 _STOP_SECONDS: Final = 10.0
@@ -143,6 +143,7 @@ class VllmEngine:
         self._meters = meters
         self._role = role
         self._tokenizer = llm.get_tokenizer()
+        self._characters_per_token = vllm_requests.characters_per_token(self._tokenizer)
         self._speculative = max_depth > 0
         self._stopped = False
         self._port_holder = port_holder
@@ -266,7 +267,13 @@ class VllmEngine:
     # ---- requests ----
 
     async def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, TextPrompt) and len(prompt.text) > _LONG_TEXT_CHARACTERS:
+        characters = vllm_requests.characters(prompt)
+        limits.check_characters(
+            characters,
+            characters_per_token=self._characters_per_token,
+            max_model_tokens=self._info.max_model_tokens,
+        )
+        if characters > _LONG_TEXT_CHARACTERS:
             ids = await asyncio.to_thread(vllm_requests.token_ids, prompt, self._tokenizer)
         else:
             ids = vllm_requests.token_ids(prompt, self._tokenizer)

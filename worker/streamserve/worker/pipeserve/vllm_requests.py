@@ -41,6 +41,20 @@ def token_ids(prompt: Prompt, tokenizer: Any) -> list[int]:
     return list(prompt.token_ids)
 
 
+def characters(prompt: Prompt) -> int:
+    """Of the text that is to be cut into tokens; 0 for tokens."""
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(role) + len(content) for role, content in prompt.messages)
+    return 0
+
+
+def characters_per_token(tokenizer: Any) -> int:
+    """The length of the longest entry of the vocabulary, special tokens too."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
 def answer_params(sampling: Sampling, *, max_tokens: int, speculative: bool, handle: bytes = b"") -> Any:
     """SamplingParams for an answer; with `handle` the prompt's KV is pulled from another engine."""
     from vllm import SamplingParams
