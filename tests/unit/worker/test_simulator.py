@@ -226,12 +226,33 @@ async def test_engine_arguments_are_refused_by_name(arguments: dict[str, str], m
 
 # ---- the batch, as a pure machine ----
 
-Ask = tuple[int, int, bool]  # prompt tokens, max tokens, held for a pull
+KINDS = ("local", "held", "remote")
+Ask = tuple[int, int, str]  # prompt tokens, max tokens, one of KINDS
+
+
+def test_kv_that_has_come_runs_though_the_one_before_it_finds_no_blocks() -> None:
+    """Ten blocks of 16 tokens: `first` has five, the pull of `second` takes five, then `first` needs a sixth."""
+    rng = Random(0)
+    scheduler = Scheduler(max_running=4, max_step_tokens=256, block_tokens=16, total_blocks=10)
+    first = SimulatedSequence("first", (0, 0), [1] * 79, 8)
+    second = SimulatedSequence("second", (0, 1), [1] * 79, 1, remote=True)
+    scheduler.add(first)
+    scheduler.finish(scheduler.plan(lambda _: 0, ceiling=0), lambda _: 0.0, rng)
+    scheduler.add(second)
+    assert scheduler.start_pulls() == [second]
+    while first.stage is Stage.RUNNING:
+        scheduler.finish(scheduler.plan(lambda _: 0, ceiling=0), lambda _: 0.0, rng)
+    scheduler.pulled(second)
+    ended = []
+    for _ in range(12):
+        emissions = scheduler.finish(scheduler.plan(lambda _: 0, ceiling=0), lambda _: 0.0, rng)
+        ended += [e.sequence.request_id for e in emissions if e.sequence.stage is Stage.ENDED]
+    assert ended == ["second", "first"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    asks=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40), st.booleans()), min_size=1, max_size=24),
+    asks=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40), st.sampled_from(KINDS)), min_size=1, max_size=24),
     ends=st.lists(st.tuples(st.integers(0, 80), st.integers(0, 23)), max_size=12),
     max_running=st.integers(1, 6),
     blocks=st.integers(25, 60),
@@ -243,9 +264,12 @@ def test_any_schedule_stays_within_batch_and_pool_and_ends_with_every_block_back
     rng = Random(seed)
     scheduler = Scheduler(max_running=max_running, max_step_tokens=32, block_tokens=4, total_blocks=blocks)
     sequences = [
-        SimulatedSequence(f"r{n}", (0, n), [1] * prompt, 1 if hold else most, hold=hold)
-        for n, (prompt, most, hold) in enumerate(asks)
+        SimulatedSequence(
+            f"r{n}", (0, n), [1] * prompt, 1 if kind == "held" else most, hold=kind == "held", remote=kind == "remote"
+        )
+        for n, (prompt, most, kind) in enumerate(asks)
     ]
+    transfers: dict[int, list[SimulatedSequence]] = {}
     arrivals = {n: rng.randrange(20) for n in range(len(sequences))}
     tokens = dict.fromkeys(range(len(sequences)), 0)
     for turn in range(4_000):
@@ -255,6 +279,10 @@ def test_any_schedule_stays_within_batch_and_pool_and_ends_with_every_block_back
         for when, victim in ends:
             if when == turn and victim < len(sequences) and arrivals[victim] <= turn:
                 scheduler.end(sequences[victim])
+        for sequence in transfers.pop(turn, []):
+            scheduler.pulled(sequence)
+        for sequence in scheduler.start_pulls():
+            transfers.setdefault(turn + rng.randrange(1, 9), []).append(sequence)
         step = scheduler.plan(lambda decoding: rng.randrange(7), ceiling=6)
         assert len(scheduler.running) <= max_running
         assert scheduler.pool.used <= blocks
@@ -272,9 +300,9 @@ def test_any_schedule_stays_within_batch_and_pool_and_ends_with_every_block_back
     assert all(s.stage is Stage.ENDED for s in sequences)
     assert scheduler.pool.used == 0
     aborted = {victim for _, victim in ends}
-    for n, (_, most, hold) in enumerate(asks):
+    for n, (_, most, kind) in enumerate(asks):
         if n not in aborted:
-            assert tokens[n] == (0 if hold else most)
+            assert tokens[n] == (0 if kind == "held" else most)
 
 
 @settings(max_examples=12, deadline=None)

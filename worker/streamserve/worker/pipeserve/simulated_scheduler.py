@@ -8,7 +8,8 @@ It follows vLLM's scheduler where a router or a test can tell the difference:
   more than were accepted;
 - blocks are taken before tokens are computed; when there are none, the latest running sequence loses its own and
   computes everything again later (preemption by recomputation);
-- a sequence whose KV comes from elsewhere has its blocks taken, then waits outside the batch for the transfer.
+- a sequence whose KV comes from elsewhere has its blocks taken, then waits outside the batch for the transfer; once it
+  is here, it passes those that still wait for blocks.
 """
 
 from __future__ import annotations
@@ -158,10 +159,16 @@ class Scheduler:
         return step
 
     def _admit(self, step: Step, budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.max_running:
-            sequence = next((s for s in self.waiting if s.pulled or not s.remote), None)
-            if sequence is None or not self._grow(sequence, sequence.known + (0 if sequence.hold else 1)):
+        full = False
+        for sequence in [s for s in self.waiting if s.pulled or not s.remote]:
+            if budget <= 0 or len(self.running) >= self.max_running:
                 return
+            if full and not sequence.blocks:
+                continue
+            if not self._grow(sequence, sequence.known + (0 if sequence.hold else 1)):
+                # Those behind it that were pulled hold theirs already, which come back only when they have run.
+                full = True
+                continue
             self.waiting.remove(sequence)
             sequence.stage = Stage.RUNNING
             self.running.append(sequence)
