@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,8 +18,9 @@ from streamserve.contract.errors import InvalidRequest, StreamServeError, Transf
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig, SpeculationConfig
 from streamserve.contract.sampling import Sampling
 from streamserve.runtime.errors import SetupError
-from streamserve.worker.pipeserve import simulated_tokens, simulator
+from streamserve.worker.pipeserve import simulated_kv, simulated_tokens, simulator
 from streamserve.worker.pipeserve.engine import ChatPrompt, Chunk, FinishReason, Job, TextPrompt, TokenPrompt
+from streamserve.worker.pipeserve.simulated_kv import Handle
 from streamserve.worker.pipeserve.simulated_scheduler import Scheduler, SimulatedSequence, Stage
 from streamserve.worker.pipeserve.simulator import Simulator, expected_token
 
@@ -135,6 +137,31 @@ async def test_kv_is_held_pulled_counted_and_freed_on_both_sides() -> None:
         assert decode.snapshot().kv_blocks_used == 0
 
 
+async def test_whatever_ends_a_pull_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 5_000)
+        await reader.read()
+        writer.close()
+
+    async def reset(handle: Handle, transfer_seconds: float) -> None:
+        raise RuntimeError("the transport is closed")
+
+    peer = await asyncio.start_server(babble, "127.0.0.1", 0)
+    port = peer.sockets[0].getsockname()[1]
+    handle = Handle("p", "a#1", "127.0.0.1", port, tokens=40, blocks=3, bytes_per_block=64)
+    wrong = replace(handle, blocks="three")  # type: ignore[arg-type]
+    async with engine() as decode, asyncio.timeout(5), peer:
+        with pytest.raises(TransferFailed, match="was lost during the transfer"):
+            await read(decode.generate(job(), kv_handle=handle.to_bytes()))
+        with pytest.raises(TransferFailed, match="not one of the simulator's: no number where one belongs"):
+            await read(decode.generate(job(), kv_handle=wrong.to_bytes()))
+        monkeypatch.setattr(simulated_kv, "pull", reset)
+        with pytest.raises(TransferFailed, match="the transfer failed: RuntimeError: the transport is closed"):
+            await read(decode.generate(job(), kv_handle=handle.to_bytes()))
+        seen = decode.snapshot()
+        assert (seen.alive, seen.kv_transfers_failed, seen.kv_blocks_used, seen.waiting_requests) == (True, 2, 0, 0)
+
+
 async def test_an_aborted_prefill_frees_its_blocks_running_or_held() -> None:
     async with engine("prefill", simulator_slowdown="1") as prefill:
         running = asyncio.ensure_future(prefill.prefill(job(prompt=range(300, 2_300))))
@@ -192,6 +219,26 @@ async def test_a_dead_engine_raises_worker_lost_everywhere(tmp_path: Path) -> No
             await anext(decode.generate(job("b#1")))
         with pytest.raises(WorkerLost):
             await decode.configure(config(2).id, SpeculationConfig())
+
+
+async def test_an_engine_whose_steps_fail_is_dead_and_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("3 blocks given back of 2 taken")
+
+    async with engine() as decode, asyncio.timeout(5):
+        running = decode.generate(job(max_tokens=8_000))
+        await anext(running)
+        waiting = asyncio.create_task(read(decode.generate(job("b#1", max_tokens=8_000))))
+        await anext(running)
+        monkeypatch.setattr(decode.scheduler, "finish", fail)
+        # Neither can be taken out of a batch that has come into disorder.
+        monkeypatch.setattr(decode.scheduler, "end", fail)
+        for request in (read(running), waiting):
+            with pytest.raises(WorkerLost, match="its step loop failed: AssertionError: 3 blocks"):
+                await request
+        assert (decode.snapshot().alive, "3 blocks" in decode.snapshot().death) == (False, True)
+        with pytest.raises(WorkerLost):
+            await read(decode.generate(job("c#1")))
 
 
 async def test_a_stalled_engine_stands_still_and_goes_on_when_the_fault_ends(tmp_path: Path) -> None:

@@ -26,6 +26,15 @@ from streamserve.runtime.errors import AddressInUse
 LEASE_SECONDS = 30.0
 EXCHANGE_SECONDS = 5.0
 _LINE_BYTES = 4_096
+# Of a connection or what came over it. RuntimeError: uvloop's, of a transport that is closed already.
+_BROKEN = (
+    OSError,
+    RuntimeError,
+    TimeoutError,
+    ValueError,
+    asyncio.IncompleteReadError,
+    asyncio.LimitOverrunError,
+)
 
 
 class BlockPool:
@@ -71,7 +80,11 @@ class Handle:
             fields = json.loads(data)
             if fields.pop("engine") != "Simulator":
                 raise ValueError("it is another engine's")
-            return Handle(**fields)
+            handle = Handle(**fields)
+            for number in (handle.port, handle.tokens, handle.blocks, handle.bytes_per_block):
+                if not isinstance(number, int):
+                    raise TypeError("no number where one belongs")
+            return handle
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TransferFailed(f"the KV handle is not one of the simulator's: {error}") from None
 
@@ -117,7 +130,7 @@ class HandOff:
         return True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+        with contextlib.suppress(*_BROKEN):
             async with asyncio.timeout(LEASE_SECONDS):
                 ask = await _read(reader)
                 held = self._held.get(str(ask.get("pull")))
@@ -147,7 +160,7 @@ async def pull(handle: Handle, transfer_seconds: float) -> None:
             await asyncio.sleep(transfer_seconds)
             await _write(writer, {"done": handle.request_id})
             await _read(reader)
-    except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+    except _BROKEN:
         raise TransferFailed(f"prefill worker {handle.worker_id} was lost during the transfer") from None
     finally:
         writer.close()

@@ -289,7 +289,9 @@ class Simulator:
 
     def _end(self, stream: _Stream) -> None:
         self._streams.pop(stream.job.request_id, None)
-        self.scheduler.end(stream.sequence)
+        if not self._death:
+            # The batch of a dead engine is nobody's any more, and may be what it died of.
+            self.scheduler.end(stream.sequence)
         self._wake.set()
 
     def _freed(self, request_id: str) -> None:
@@ -313,8 +315,12 @@ class Simulator:
             stream.kv_bytes = size
             self.scheduler.pulled(stream.sequence)
             self._wake.set()
-        except TransferFailed as error:
+        except Exception as error:
             self._meters.transfers_failed += 1
+            if not isinstance(error, TransferFailed):
+                # A handle or a peer that is not as it should be: nobody but the request waits for this task.
+                _log.warning("a pull failed unexpectedly: %r", error)
+                error = TransferFailed(f"the transfer failed: {type(error).__name__}: {error}")
             stream.error = error
             stream.ready.set()
 
@@ -349,6 +355,14 @@ class Simulator:
     # ---- the step loop ----
 
     async def _run(self) -> None:
+        """Step until the engine is dead, which it is when this fails."""
+        try:
+            await self._step_on()
+        except Exception as error:
+            self._die(f"its step loop failed: {type(error).__name__}: {error}")
+            raise
+
+    async def _step_on(self) -> None:
         due = time.perf_counter()
         idle = True
         while not self._death:
