@@ -106,6 +106,11 @@ FREE_DESPITE_ABBREVIATION = frozenset({"data-parallel-size"})
 """Flags of their own that are also the beginning of an owned one."""
 
 
+def opposite(switch: str) -> str:
+    """The switch that undoes this one: vLLM takes the later of the two, wherever that stands."""
+    return switch.removeprefix("no-") if switch.startswith("no-") else f"no-{switch}"
+
+
 def parallel_size(args: dict[str, str], flag: str) -> int | None:
     """The value of a parallel size, 1 where it is not given, None where it is no positive integer."""
     text = args.get(flag, "1")

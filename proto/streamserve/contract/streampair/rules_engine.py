@@ -9,7 +9,7 @@ from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.resource import StreamPairSpec
 from streamserve.contract.streampair.rule import Cel, Entry, Rule, literal, never
 from streamserve.contract.streampair.rules_speculation import ADAPTIVE
-from streamserve.contract.streampair.workers import Role, effective_args
+from streamserve.contract.streampair.workers import Role
 
 ARGS_PATHS: tuple[Path, ...] = (
     ("spec", "engine", "args"),
@@ -43,10 +43,11 @@ class Gpus(NamedTuple):
 
 
 def roles(spec: StreamPairSpec) -> tuple[RoleView, RoleView]:
-    """Prefill and decode, each with the flags it starts with."""
+    """Prefill and decode, each with its flags. The rules look at values, so no switch is taken out here."""
+    shared = spec.engine.args
     return (
-        RoleView("prefill", spec.prefill, effective_args(spec.engine, spec.prefill), spec),
-        RoleView("decode", spec.decode, effective_args(spec.engine, spec.decode), spec),
+        RoleView("prefill", spec.prefill, shared | spec.prefill.engine.args, spec),
+        RoleView("decode", spec.decode, shared | spec.decode.engine.args, spec),
     )
 
 
@@ -71,6 +72,10 @@ def _parallel_sizes(args: dict[str, str]) -> list[Entry]:
     return [Entry((flag,), args) for flag in flags.PARALLEL_FLAGS if flag in args]
 
 
+def _undoes_another(flag: str, args: dict[str, str]) -> bool:
+    return flag.startswith("no-") and flags.opposite(flag) in args
+
+
 def one_rank(view: RoleView) -> bool:
     """Whether this role has one data parallel rank, or a count that is no number (another rule's finding)."""
     return flags.parallel_size(view.args, DATA_PARALLEL) in (None, 1)
@@ -82,6 +87,8 @@ _FREE, _SHORT = literal(sorted(flags.FREE_DESPITE_ABBREVIATION)), literal(flags.
 _OWNED, _OWNED_WHY = literal(list(flags.OWNED_FLAGS)), literal([[*row] for row in flags.OWNED_FLAGS.items()])
 _MEANT = "o.startsWith(h) || h == 'no-' + o"
 """Flag `o` is set, abbreviated or negated by the head `h` of a flag: `flags.owner` in CEL."""
+
+_UNDOES_ANOTHER = "flag.startsWith('no-') && flag.substring(3) in self"
 
 
 def _dot(flag: str) -> str:
@@ -203,6 +210,25 @@ RULES: tuple[Rule[Any], ...] = (
                     f"!self.exists(flag, {_misspelt('flag')})",
                     {"spelling": f"'%s%s'.format([{_heads('found')}[0], found.substring({_dot('found')})])"},
                     found=f"self.filter(flag, {_misspelt('flag')})[0]",
+                ),
+            ),
+        )
+        for scope in ARGS_PATHS
+    ),
+    *(
+        Rule[str](
+            id="switch-one-way",
+            scope=scope,
+            each=lambda args: [flag for flag in args if _undoes_another(flag, args)],
+            at=lambda flag: (flag,),
+            holds=never,
+            message="undoes {switch}, which is given here as well: remove one of the two",
+            values=lambda flag: {"switch": flags.opposite(flag)},
+            cel=(
+                Cel(
+                    f"!self.exists(flag, {_UNDOES_ANOTHER})",
+                    {"switch": "found.substring(3)"},
+                    found=f"self.filter(flag, {_UNDOES_ANOTHER})[0]",
                 ),
             ),
         )

@@ -1,9 +1,10 @@
 """The part of the spec that says what runs: model, engine, the two roles of a lane, the pod overlay."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
+from streamserve.contract.streampair import flags
 from streamserve.contract.streampair.enums import EngineKind, ScalingMode
 from streamserve.contract.streampair.fields import (
     AbsolutePath,
@@ -185,6 +186,9 @@ class Role(SpecModel):
 
 
 def effective_args(engine: Engine, role: Role) -> dict[str, str]:
-    """The flags one role's engine starts with: the shared ones, overridden by the role's own."""
-    merged: dict[str, Any] = {**engine.args, **role.engine.args}
-    return merged
+    """The flags one role's engine starts with: the shared ones, overridden by the role's own.
+
+    A switch of the role overrides its negation too, and a negation its switch.
+    """
+    undone = {flags.opposite(flag) for flag in role.engine.args}
+    return {flag: value for flag, value in engine.args.items() if flag not in undone} | role.engine.args
