@@ -17,7 +17,7 @@ def test_volumes() -> None:
 
 def test_places() -> None:
     directories = (parts.CONFIG_DIRECTORY, parts.TLS_DIRECTORY, parts.TOKEN_DIRECTORY)
-    for place in (*directories, weights.MODEL_PATH, weights.DRAFT_PATH, "/tmp", "/tmp/", "/dev/shm"):
+    for place in (*directories, weights.MODEL_PATH, weights.DRAFT_PATH, "/tmp", "/dev/shm", "/dev/shm/x"):
         assert OWNED_PATHS.fullmatch(place), place
     for place in ("/tmp/cache", "/etc", "/etc/streamserver", "/models", "/models/targets", "/dev", "/cache"):
         assert not OWNED_PATHS.fullmatch(place), place

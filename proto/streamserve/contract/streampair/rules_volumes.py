@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from streamserve.contract.streampair.fields import Path
+from streamserve.contract.streampair.policies import Draft
 from streamserve.contract.streampair.resource import StreamPairSpec
 from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never, repeated, repeated_cel
 from streamserve.contract.streampair.rules_pods import TEMPLATES, each_item, whole
-from streamserve.contract.streampair.workers import HostPathSource, Source, Template, VolumeClaimSource
+from streamserve.contract.streampair.workers import HostPathSource, ModelSpec, Template, VolumeClaimSource
 
 OWNED_VOLUMES = ("config", "tmp", "shm", "tls", "tokens", "model", "draft")
-OWNED_PATHS = re.compile(r"/+(tmp/*|(etc/+streamserve|dev/+shm|models/+(target|draft))(/.*)?)")
+OWNED_PATHS = re.compile(r"/(tmp|(etc/streamserve|dev/shm|models/(target|draft))(/.*)?)")
 """/tmp alone may have mounts in it."""
+PLAIN_PATH = re.compile(r"(/([^/.]|[.][^/.]|[.][.][^/])[^/]*)+")
+"""One spelling for each place, so that two places can be compared as texts: no part is empty, '.' or '..'."""
+_PLAIN_MESSAGE = "is no plain path: write it without '.', '..' and empty parts, and without '/' at its end"
 
-SOURCES: tuple[Path, ...] = (("spec", "model", "source"), ("spec", "speculation", "draft", "source"))
+WEIGHTS: tuple[Path, ...] = (("spec", "model"), ("spec", "speculation", "draft"))
+SOURCES: tuple[Path, ...] = tuple((*scope, "source") for scope in WEIGHTS)
 
 _MOUNTABLE: Mapping[str, tuple[str, ...]] = {
     "prefill": ("config", "tmp", "shm"),
@@ -50,12 +55,16 @@ def _unknown_mount(ours: tuple[str, ...]) -> str:
     return f"!(m.name in {literal(ours)}) && !self.volumes.exists(v, v.name == m.name)"
 
 
+def _is_mounted(weights: ModelSpec | Draft | None) -> bool:
+    """Whether these are in a volume that is mounted where their name says."""
+    source = weights.source if weights else None
+    in_volume = source is not None and bool(source.persistent_volume_claim or source.host_path)
+    return weights is not None and in_volume and weights.name.startswith("/")
+
+
 def _weights(spec: StreamPairSpec) -> list[str]:
     """Where volumes with weights are mounted by a name that is a path."""
-    named: list[tuple[str, Source | None]] = [(spec.model.name, spec.model.source)]
-    if draft := spec.speculation.draft:
-        named.append((draft.name, draft.source))
-    return [name for name, source in named if source and (source.persistent_volume_claim or source.host_path)]
+    return [each.name for each in (spec.model, spec.speculation.draft) if each is not None and _is_mounted(each)]
 
 
 def _over_weights(spec: StreamPairSpec) -> Iterator[Entry]:
@@ -68,6 +77,10 @@ def _over_weights(spec: StreamPairSpec) -> Iterator[Entry]:
 
 def _is_volume(source: str) -> str:
     return f"has({source}) && (has({source}.persistentVolumeClaim) || has({source}.hostPath))"
+
+
+def _mounted(weights: str) -> str:
+    return f"{_is_volume(f'{weights}.source')} && {weights}.name.startsWith('/')"
 
 
 _TAKEN = (
@@ -135,6 +148,25 @@ RULES: tuple[Rule[Any], ...] = (
         f"!self.mountPath.matches({whole(OWNED_PATHS)})",
         "{path} is StreamServe's own: use another place",
         {"path": "mountPath"},
+    ),
+    *each_item(
+        "mount-path-plain",
+        ("volumeMounts", "[]"),
+        "mountPath",
+        lambda mount: PLAIN_PATH.fullmatch(mount.mount_path) is not None,
+        f"self.mountPath.matches({whole(PLAIN_PATH)})",
+        _PLAIN_MESSAGE,
+    ),
+    *(
+        Rule[ModelSpec | Draft](
+            id="mount-path-plain",
+            scope=scope,
+            at=here("name"),
+            holds=lambda weights: not _is_mounted(weights) or PLAIN_PATH.fullmatch(weights.name) is not None,
+            message=_PLAIN_MESSAGE,
+            cel=(Cel(f"!({_mounted('self')}) || self.name.matches({whole(PLAIN_PATH)})", at=("name",)),),
+        )
+        for scope in WEIGHTS
     ),
     *_each_once("mount-paths-unique", "volumeMounts", "mountPath", "path", "{path} has two mounts: remove one"),
     Rule[Entry](
