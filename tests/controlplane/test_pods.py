@@ -29,6 +29,8 @@ SPEAK_FOR_KUBERNETES = {
     "mount-of-a-volume",
     "mount-paths-unique",
     "mount-not-over-weights",
+    "weights-path-not-ours",
+    "weights-apart",
     "sub-path-inside",
     "host-path-not-upwards",
     "request-at-most-the-limit",

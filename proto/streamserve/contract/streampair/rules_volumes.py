@@ -21,7 +21,11 @@ PLAIN_PATH = re.compile(r"(/([^/.]|[.][^/.]|[.][.][^/])[^/]*)+")
 """One spelling for each place, so that two places can be compared as texts: no part is empty, '.' or '..'."""
 _PLAIN_MESSAGE = "is no plain path: write it without '.', '..' and empty parts, and without '/' at its end"
 
-WEIGHTS: tuple[Path, ...] = (("spec", "model"), ("spec", "speculation", "draft"))
+WEIGHTS: Mapping[Path, str] = {
+    ("spec", "model"): "/models/target",
+    ("spec", "speculation", "draft"): "/models/draft",
+}
+"""Model and draft, and where their volumes are mounted if a name is no path."""
 SOURCES: tuple[Path, ...] = tuple((*scope, "source") for scope in WEIGHTS)
 
 _MOUNTABLE: Mapping[str, tuple[str, ...]] = {
@@ -106,6 +110,27 @@ def _each_once(rule: str, items: str, field: str, shown: str, message: str) -> t
     )
 
 
+def _not_ours(scope: Path, place: str) -> Rule[ModelSpec | Draft]:
+    """Weights may be mounted at a path of their own choice, and at the place that is kept for them."""
+    return Rule[ModelSpec | Draft](
+        id="weights-path-not-ours",
+        scope=scope,
+        at=here("name"),
+        holds=lambda weights: (
+            not _is_mounted(weights) or weights.name == place or OWNED_PATHS.fullmatch(weights.name) is None
+        ),
+        message="{path} is StreamServe's own, so no volume can be mounted there: use another place",
+        values=lambda weights: {"path": weights.name},
+        cel=(
+            Cel(
+                f"!({_mounted('self')}) || self.name == {literal(place)} || !self.name.matches({whole(OWNED_PATHS)})",
+                {"path": "self.name"},
+                at=("name",),
+            ),
+        ),
+    )
+
+
 RULES: tuple[Rule[Any], ...] = (
     *each_item(
         "volume-not-ours",
@@ -167,6 +192,23 @@ RULES: tuple[Rule[Any], ...] = (
             cel=(Cel(f"!({_mounted('self')}) || self.name.matches({whole(PLAIN_PATH)})", at=("name",)),),
         )
         for scope in WEIGHTS
+    ),
+    *(_not_ours(scope, place) for scope, place in WEIGHTS.items()),
+    Rule[StreamPairSpec](
+        id="weights-apart",
+        scope=("spec",),
+        at=here("speculation", "draft", "name"),
+        holds=lambda spec: len(_weights(spec)) == len({*_weights(spec)}),
+        message="{path} is where the model is mounted: use another place",
+        values=lambda spec: {"path": spec.model.name},
+        cel=(
+            Cel(
+                f"!({_mounted('self.model')} && has(self.speculation.draft) && {_mounted('self.speculation.draft')} && "
+                "self.model.name == self.speculation.draft.name)",
+                {"path": "self.model.name"},
+                at=("speculation", "draft", "name"),
+            ),
+        ),
     ),
     *_each_once("mount-paths-unique", "volumeMounts", "mountPath", "path", "{path} has two mounts: remove one"),
     Rule[Entry](
