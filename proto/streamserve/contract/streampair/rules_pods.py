@@ -109,6 +109,10 @@ def _may_escalate(context: SecurityContext) -> bool:
     return not context.privileged or bool(context.allow_privilege_escalation)
 
 
+def _is_admitted_root(context: SecurityContext) -> bool:
+    return context.run_as_user != 0 or context.run_as_non_root is False
+
+
 def _tolerates_what(toleration: Toleration) -> bool:
     return bool(toleration.key) or toleration.operator is TolerationOperator.EXISTS
 
@@ -275,6 +279,19 @@ _SECURITY: tuple[Rule[Any], ...] = tuple(
                     "!has(self.privileged) || !self.privileged || "
                     "(has(self.allowPrivilegeEscalation) && self.allowPrivilegeEscalation)",
                     at=("privileged",),
+                ),
+            ),
+        ),
+        Rule[SecurityContext](
+            id="root-is-asked-for",
+            scope=(*scope, "securityContext"),
+            at=here("runAsUser"),
+            holds=_is_admitted_root,
+            message="0 is root, whom our pods refuse to run as: set runAsNonRoot to false too, or use another user",
+            cel=(
+                Cel(
+                    "!has(self.runAsUser) || self.runAsUser != 0 || (has(self.runAsNonRoot) && !self.runAsNonRoot)",
+                    at=("runAsUser",),
                 ),
             ),
         ),
