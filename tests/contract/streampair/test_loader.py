@@ -182,6 +182,20 @@ def test_a_byte_order_mark_and_anchors_and_merges_are_fine() -> None:
     assert pair.spec.decode.replicas == 2
 
 
+@pytest.mark.parametrize("namespace", ["9team", "3", "team-a", "a" * 63])
+def test_a_pair_may_be_in_any_namespace_that_kubernetes_makes(namespace: str) -> None:
+    pair = load(HEAD.replace("name: llama", f"name: llama, namespace: '{namespace}'"))
+    assert isinstance(pair, StreamPair)
+    assert pair.metadata.namespace == namespace
+
+
+@pytest.mark.parametrize("namespace", ["Team", "-a", "a-", "a.b", "a" * 64, ""])
+def test_a_namespace_that_kubernetes_does_not_make_is_refused(namespace: str) -> None:
+    (line,) = lines(HEAD.replace("name: llama", f"name: llama, namespace: '{namespace}'"))
+    assert line.startswith("3:")
+    assert "metadata.namespace: " in line
+
+
 def test_what_kubectl_prints_is_accepted() -> None:
     server = "  uid: u\n  generation: 3\n  resourceVersion: '7'\n  creationTimestamp: 2026-11-21T11:00:00Z\n"
     text = HEAD.replace("metadata: {name: llama}\n", "metadata:\n  name: llama\n" + server)

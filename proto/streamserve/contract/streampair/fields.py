@@ -91,7 +91,7 @@ _DNS_NAME = rf"{_DNS_PART}(\.{_DNS_PART})*"
 _SHORT_NAME = r"[A-Za-z0-9]([-A-Za-z0-9._]{0,61}[A-Za-z0-9])?"
 
 DNS_LABEL_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-VOLUME_NAME_PATTERN = rf"^{_DNS_PART}$"
+RFC1123_LABEL_PATTERN = rf"^{_DNS_PART}$"
 SUBDOMAIN_PATTERN = rf"^{_DNS_NAME}$"
 LABEL_KEY_PATTERN = rf"^({_DNS_NAME}/)?{_SHORT_NAME}$"
 LABEL_VALUE_PATTERN = rf"^({_SHORT_NAME})?$"
@@ -108,7 +108,7 @@ QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 # What to tell the reader in place of a regular expression.
 PATTERN_MEANINGS: dict[str, str] = {
     DNS_LABEL_PATTERN: "lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
-    VOLUME_NAME_PATTERN: "lower-case letters, digits and '-', beginning and ending with a letter or digit",
+    RFC1123_LABEL_PATTERN: "lower-case letters, digits and '-', beginning and ending with a letter or digit",
     SUBDOMAIN_PATTERN: (
         "lower-case letters, digits, '-' and '.', each part between dots beginning and ending with a letter or digit"
     ),
@@ -190,7 +190,8 @@ OptionalLabelKey = Annotated[str, StringConstraints(max_length=317, pattern=r"^$
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE_PATTERN)]
 AnnotationKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=ANNOTATION_KEY_PATTERN)]
 ResourceName = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=RESOURCE_NAME_PATTERN)]
-VolumeName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=VOLUME_NAME_PATTERN)]
+Namespace = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=RFC1123_LABEL_PATTERN)]
+VolumeName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=RFC1123_LABEL_PATTERN)]
 Quantity = Annotated[
     int | str,
     BeforeValidator(_quantity),

@@ -14,6 +14,7 @@ from streamserve.contract.streampair.fields import (
     Int,
     MapKey,
     MapValue,
+    Namespace,
     Scale,
     ShortText,
     SpecModel,
@@ -70,7 +71,7 @@ class Metadata(SpecModel):
     """Of an object from a file or from the API server; what the server adds is kept and not looked at."""
 
     name: Annotated[DnsLabel, Fixed(), Field(description="name of the StreamPair, root of every child's name")]
-    namespace: Annotated[DnsLabel, Fixed(), Field(description="where it and its children live")] = "default"
+    namespace: Annotated[Namespace, Fixed(), Field(description="where it and its children live")] = "default"
     labels: Annotated[dict[MapKey, MapValue], Field(max_length=128)] = Field(default_factory=dict)
     annotations: Annotated[dict[MapKey, Annotated[str, Field(max_length=262_144)]], Field(max_length=128)] = Field(
         default_factory=dict
