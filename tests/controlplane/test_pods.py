@@ -39,6 +39,7 @@ SPEAK_FOR_KUBERNETES = {
     "toleration-has-a-key",
     "toleration-value-is-compared",
     "toleration-seconds-of-an-eviction",
+    "spreads-unique",
     "spread-domains-where-pods-wait",
     "spread-labels-join-a-selector",
     "selector-values-where-compared",

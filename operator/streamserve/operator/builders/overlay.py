@@ -1,6 +1,7 @@
 """The user's template laid over a pod that we built.
 
-Maps are merged key by key, lists are appended, environment variables replace ours of the same name unless we own it.
+Maps are merged key by key and lists appended. An environment variable replaces ours of the same name unless we own it,
+and a spread constraint ours over the same topology.
 `securityContext` is taken field by field over the restricted defaults: fields that only a pod has go to the pod,
 the others to the container. What we own the contract's rules refuse (`rules_pods.py`, `rules_volumes.py`), so that
 laying over can not go wrong here; what the API server finds wrong with the rest, it says itself.
@@ -19,6 +20,8 @@ POD_ONLY_SECURITY: Final = frozenset(
 _MERGED: Final = frozenset(
     {"nodeSelector", "affinity", "tolerations", "topologySpreadConstraints", "volumes", "imagePullSecrets"}
 )
+_LISTS_BY_KEYS: Final = {"topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable")}
+"""What tells the items of such a list apart: the API server refuses two that are alike in it."""
 _REPLACED: Final = ("serviceAccountName", "priorityClassName", "runtimeClassName")
 _EMPTY: Final[dict[type, Any]] = {dict: {}, list: []}
 
@@ -31,7 +34,8 @@ def lay_over(metadata: dict[str, Any], spec: dict[str, Any], template: Template)
         metadata["annotations"] = {**annotations, **metadata.get("annotations", {})}
     for field in sorted(_MERGED & given.keys()):
         if given[field]:
-            spec[field] = merged(spec.get(field, _EMPTY[type(given[field])]), given[field])
+            ours = _without(given[field], spec.get(field, _EMPTY[type(given[field])]), _LISTS_BY_KEYS.get(field, ()))
+            spec[field] = merged(ours, given[field])
     if mounts := given.get("volumeMounts"):
         container["volumeMounts"] = [*container["volumeMounts"], *mounts]
     container["env"] = _environment(container["env"], given.get("env", []))
@@ -58,6 +62,14 @@ def merged(ours: Any, theirs: Any) -> Any:
     if isinstance(ours, list) and isinstance(theirs, list):
         return [*copy.deepcopy(ours), *copy.deepcopy(theirs)]
     return copy.deepcopy(theirs)
+
+
+def _without(theirs: Any, ours: Any, keys: tuple[str, ...]) -> Any:
+    """Ours less the items that one of theirs stands in for."""
+    if not keys:
+        return ours
+    taken = [[item[key] for key in keys] for item in theirs]
+    return [item for item in ours if [item[key] for key in keys] not in taken]
 
 
 def _environment(ours: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Rules about what a template lays over a pod: what of it is ours, and mistakes that the API server would refuse there.
 
 They are told when the StreamPair is applied. Not all of them: the operator rehearses new pods before it drains a lane
-for them, and to that are left the kinds of volumes, `affinity`, two spreads over one topology, the names of sysctls,
-Bidirectional mounts without privilege, a capability CAP_SYS_ADMIN without escalation, a profile's path with '..',
-annotations of more than 256 KiB, and a fraction of a device. Volumes have a file of their own, `rules_volumes.py`.
+for them, and to that are left the kinds of volumes, `affinity`, the names of sysctls, Bidirectional mounts without
+privilege, a capability CAP_SYS_ADMIN without escalation, a profile's path with '..', annotations of more than 256 KiB,
+and a fraction of a device. Volumes have a file of their own, `rules_volumes.py`.
 """
 
 import re
@@ -137,6 +137,19 @@ def _joins_a_selector(constraint: TopologySpreadConstraint) -> bool:
     return not constraint.match_label_keys or constraint.label_selector is not None
 
 
+def _repeated_spreads(template: Template) -> list[Entry]:
+    """Constraints whose two keys an earlier one has: Kubernetes tells them apart by these."""
+    keys = [(each.topology_key, each.when_unsatisfiable) for each in template.topology_spread_constraints]
+    return [
+        Entry(("topologySpreadConstraints", index), template.topology_spread_constraints[index])
+        for index, pair in enumerate(keys)
+        if pair in keys[:index]
+    ]
+
+
+_SPREADS = "self.topologySpreadConstraints"
+_ONE_SPREAD = f"{_SPREADS}.exists_one(y, y.topologyKey == x.topologyKey && y.whenUnsatisfiable == x.whenUnsatisfiable)"
+
 _METADATA: tuple[Rule[Any], ...] = (
     *(
         Rule[str](
@@ -237,6 +250,29 @@ _SCHEDULING: tuple[Rule[Any], ...] = (
         _is_evicting,
         "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
         "counts for effect NoExecute alone: set that effect, or remove it",
+    ),
+    *(
+        Rule[Entry](
+            id="spreads-unique",
+            scope=scope,
+            each=_repeated_spreads,
+            at=lambda entry: entry.at,
+            holds=never,
+            message="{topology} with {unsatisfiable} is listed twice: merge the two",
+            values=lambda entry: {
+                "topology": entry.value.topology_key,
+                "unsatisfiable": entry.value.when_unsatisfiable.value,
+            },
+            cel=(
+                Cel(
+                    f"{_SPREADS}.all(x, {_ONE_SPREAD})",
+                    {"topology": "found.topologyKey", "unsatisfiable": "found.whenUnsatisfiable"},
+                    found=f"{_SPREADS}.filter(x, !{_ONE_SPREAD})[0]",
+                    at=("topologySpreadConstraints",),
+                ),
+            ),
+        )
+        for scope in TEMPLATES
     ),
     *each_item(
         "spread-domains-where-pods-wait",
