@@ -133,6 +133,7 @@ def largest() -> dict[str, Any]:
         "annotations": dict.fromkeys(keys(64), "v" * 63),
         "nodeSelector": dict.fromkeys(keys(64), "v" * 63),
         "env": [{"name": name, "value": "v" * 100} for name in names(128, 253)],
+        "imagePullSecrets": [{"name": name} for name in names(16, 253)],
         "volumes": [{"name": name, "emptyDir": {}} for name in names(64, 63)],
         "volumeMounts": [
             {"name": name, "mountPath": f"/{path}", "subPath": path[:512]}

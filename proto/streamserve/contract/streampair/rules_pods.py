@@ -23,7 +23,7 @@ from streamserve.contract.streampair.pods import (
     TopologySpreadConstraint,
     Unsatisfiable,
 )
-from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never
+from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never, repeated, repeated_cel
 from streamserve.contract.streampair.workers import Template
 
 OWNED_ENV = re.compile(r"STREAMSERVE_.*|VLLM_NIXL_SIDE_CHANNEL_(HOST|PORT)|POD_(NAME|IP|UID)")
@@ -81,6 +81,23 @@ def each_item(
             message=message,
             values=lambda entry: {name: look_up(entry.value, (field,)) for name, field in shown.items()},
             cel=(Cel(cel, {name: f"self.{field}" for name, field in shown.items()}, inner=fields, at=(at,)),),
+        )
+        for scope in TEMPLATES
+    )
+
+
+def each_once(rule: str, items: str, field: str, shown: str, message: str) -> tuple[Rule[Entry], ...]:
+    """One row a template: no two items of a list have the same `field`, which the message calls `shown`."""
+    return tuple(
+        Rule[Entry](
+            id=rule,
+            scope=scope,
+            each=lambda template: repeated([look_up(item, (field,)) for item in look_up(template, (items,))]),
+            at=lambda entry: (items, *entry.at, field),
+            holds=never,
+            message=message,
+            values=lambda entry: {shown: entry.value},
+            cel=(repeated_cel(items, f"x.{field}", shown),),
         )
         for scope in TEMPLATES
     )
@@ -205,6 +222,9 @@ _ENVIRONMENT: tuple[Rule[Any], ...] = (
             cel=(Cel(f"!self.matches({whole(OWNED_ENV)})", {"name": "self"}, inner=("env", "[]", "name")),),
         )
         for scope in TEMPLATES
+    ),
+    *each_once(
+        "env-names-unique", "env", "name", "name", "'{name}' is given twice, and the last would count: remove one"
     ),
     *each_item(
         "env-value-or-source",
@@ -348,4 +368,6 @@ _SECURITY: tuple[Rule[Any], ...] = tuple(
     )
 )
 
-RULES: tuple[Rule[Any], ...] = (*_METADATA, *_ENVIRONMENT, *_SCHEDULING, *_SECURITY)
+_PULLING = each_once("pull-secrets-unique", "imagePullSecrets", "name", "name", "'{name}' is listed twice: remove one")
+
+RULES: tuple[Rule[Any], ...] = (*_METADATA, *_ENVIRONMENT, *_SCHEDULING, *_SECURITY, *_PULLING)

@@ -10,8 +10,8 @@ from typing import Any
 from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.policies import Draft
 from streamserve.contract.streampair.resource import StreamPairSpec
-from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, look_up, never, repeated, repeated_cel
-from streamserve.contract.streampair.rules_pods import TEMPLATES, each_item, whole
+from streamserve.contract.streampair.rule import Cel, Entry, Rule, here, literal, never
+from streamserve.contract.streampair.rules_pods import TEMPLATES, each_item, each_once, whole
 from streamserve.contract.streampair.workers import HostPathSource, ModelSpec, Template, VolumeClaimSource
 
 OWNED_VOLUMES = ("config", "tmp", "shm", "tls", "tokens", "model", "draft")
@@ -93,23 +93,6 @@ _TAKEN = (
 )
 
 
-def _each_once(rule: str, items: str, field: str, shown: str, message: str) -> tuple[Rule[Entry], ...]:
-    """One row a template: no two items of a list have the same `field`, which the message calls `shown`."""
-    return tuple(
-        Rule[Entry](
-            id=rule,
-            scope=scope,
-            each=lambda template: repeated([look_up(item, (field,)) for item in look_up(template, (items,))]),
-            at=lambda entry: (items, *entry.at, field),
-            holds=never,
-            message=message,
-            values=lambda entry: {shown: entry.value},
-            cel=(repeated_cel(items, f"x.{field}", shown),),
-        )
-        for scope in TEMPLATES
-    )
-
-
 def _not_ours(scope: Path, place: str) -> Rule[ModelSpec | Draft]:
     """Weights may be mounted at a path of their own choice, and at the place that is kept for them."""
     return Rule[ModelSpec | Draft](
@@ -141,7 +124,7 @@ RULES: tuple[Rule[Any], ...] = (
         "{name} is a volume of StreamServe: use another name",
         {"name": "name"},
     ),
-    *_each_once("volume-names-unique", "volumes", "name", "name", "'{name}' is listed twice: remove one"),
+    *each_once("volume-names-unique", "volumes", "name", "name", "'{name}' is listed twice: remove one"),
     *(
         Rule[Entry](
             id="mount-of-a-volume",
@@ -210,7 +193,7 @@ RULES: tuple[Rule[Any], ...] = (
             ),
         ),
     ),
-    *_each_once("mount-paths-unique", "volumeMounts", "mountPath", "path", "{path} has two mounts: remove one"),
+    *each_once("mount-paths-unique", "volumeMounts", "mountPath", "path", "{path} has two mounts: remove one"),
     Rule[Entry](
         id="mount-not-over-weights",
         scope=("spec",),
