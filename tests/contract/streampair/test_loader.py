@@ -182,6 +182,22 @@ def test_a_byte_order_mark_and_anchors_and_merges_are_fine() -> None:
     assert pair.spec.decode.replicas == 2
 
 
+def test_a_key_that_wins_over_a_merged_one_is_shown_where_it_stands() -> None:
+    text = (
+        "  prefill: &role\n"
+        "    engine: {args: {seed: '1'}}\n"
+        "    replicas: 2\n"
+        "  decode:\n"
+        "    <<: *role\n"
+        "    replicas: 99\n"
+        "    engine: {args: {seed: 2}}\n"
+    )
+    assert [line.partition(": ")[0::2] for line in lines(HEAD + text)] == [
+        ("11:15", "spec.decode.replicas: must be at most 8, is the number 99"),
+        ("12:27", 'spec.decode.engine.args.seed: must be text, is the number 2 (did you mean "2"?)'),
+    ]
+
+
 @pytest.mark.parametrize("namespace", ["9team", "3", "team-a", "a" * 63])
 def test_a_pair_may_be_in_any_namespace_that_kubernetes_makes(namespace: str) -> None:
     pair = load(HEAD.replace("name: llama", f"name: llama, namespace: '{namespace}'"))

@@ -164,8 +164,9 @@ class _Walk:
                 self._problem(key_node, inner, f"is given twice, first on line {seen[key]}: remove one")
                 continue
             seen[key] = key_node.start_mark.line + 1
-            self.document.places[inner] = Place(
-                _place(key_node), _place(key_node if _is_nothing(value_node) else value_node)
+            # The first place stays: a mapping's own keys are read before what is merged into it, over which they win.
+            self.document.places.setdefault(
+                inner, Place(_place(key_node), _place(key_node if _is_nothing(value_node) else value_node))
             )
             result[key] = self.value(value_node, inner, depth + 1)
         for source in merged:
