@@ -67,6 +67,13 @@ def test_every_field_has_a_description() -> None:
     ] == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_pattern_has_a_class_that_python_and_go_read_differently(name: str) -> None:
+    patterns = [node["pattern"] for which, _, node in NODES if which == name and "pattern" in node]
+    patterns += [rule.entry["rule"] for rule in placed_rules()[name]]
+    assert [pattern for pattern in patterns if re.search(r"\\[sSdDwWbB]|\[\[:|[(][?]", pattern)] == []
+
+
 def test_every_text_list_and_mapping_has_a_bound() -> None:
     def is_open(node: Schema) -> bool:
         match node.get("type"):

@@ -86,6 +86,7 @@ class SpecModel(BaseModel):
     )
 
 
+# Without \s, \d and \w: those of pydantic know all of Unicode, those of the API server ASCII alone.
 _DNS_PART = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _DNS_NAME = rf"{_DNS_PART}(\.{_DNS_PART})*"
 _SHORT_NAME = r"[A-Za-z0-9]([-A-Za-z0-9._]{0,61}[A-Za-z0-9])?"
@@ -98,7 +99,7 @@ LABEL_VALUE_PATTERN = rf"^({_SHORT_NAME})?$"
 ANNOTATION_KEY_PATTERN = rf"^({_DNS_NAME.replace('a-z', 'A-Za-z')}/)?{_SHORT_NAME}$"
 RESOURCE_NAME_PATTERN = rf"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i|{_DNS_NAME}/{_SHORT_NAME})$"
 WORD_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"
-MODEL_PATTERN = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$"
+MODEL_PATTERN = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._:/]*[A-Za-z0-9])?$"
 FLAG_PATTERN = r"^[a-zA-Z][a-zA-Z0-9_-]*([.][a-zA-Z0-9._-]*[+]?)?$"
 ABSOLUTE_PATH_PATTERN = r"^/[^\x00-\x1f\x7f]*$"
