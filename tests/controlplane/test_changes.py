@@ -13,11 +13,22 @@ FIXED = "cannot be changed: create another StreamPair"
 
 
 @pytest.fixture
-def pair(server: ApiServer) -> Iterator[dict[str, Any]]:
-    made = server.call("POST", PAIRS, document({}))
+def pair(server: ApiServer, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """A plain one; of the model that the parameter names, if any."""
+    made = server.call("POST", PAIRS, document({"spec": {"model": request.param}} if hasattr(request, "param") else {}))
     assert made.ok, made.body
     yield made.body
     server.call("DELETE", f"{PAIRS}/llama")
+
+
+def of_its_model() -> list[Any]:
+    """Every good case, and the one field of its model that a plain pair has to begin with: it cannot be changed."""
+    cases = {name: case for name, case in TABLE["good"].items() if "metadata" not in case}
+    models = {name: case.get("spec", {}).get("model", {}) for name, case in cases.items()}
+    return [
+        pytest.param({key: model[key] for key in model if key == "name"}, name, id=name)
+        for name, model in models.items()
+    ]
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def patch(server: ApiServer, path: str, change: Any, kind: str = "merge") -> Ans
     return server.call("PATCH", path + DRY_RUN, change, content=f"application/{kind}-patch+json")
 
 
-@pytest.mark.parametrize("name", [name for name, case in TABLE["good"].items() if "metadata" not in case])
+@pytest.mark.parametrize(("pair", "name"), of_its_model(), indirect=["pair"])
 def test_every_good_object_may_become_of_a_plain_one(server: ApiServer, pair: dict[str, Any], name: str) -> None:
     answer = put(server, pair, {"spec": TABLE["good"][name].get("spec", {})})
     assert answer.ok, answer.body
