@@ -1,8 +1,8 @@
 """The loop: keys out of the queue, one reconcile each, WORKERS at once, only while this process leads.
 
 Not leading, the queue collects what changes; when the lease is won every StreamPair is looked at once, and what waited
-counts as waiting from then on. Each is also
-looked at every `resync_seconds`, spread at random, so that an event that was lost costs a bounded time.
+counts as waiting from then on. Each is also looked at every `resync_seconds`, spread at random, so that an event that
+was lost costs a bounded time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(WORKERS)
         self._tasks = Tasks("reconcile")
-        self._turned_at = clock()
+        self._turned_at = self._ended_at = clock()
         self._led: int | None = None
         metrics.follow(metrics.queue_depth, lambda: self._queue.depth(clock()) if self._works else 0)
         metrics.follow(metrics.queue_age, self._age_seconds)
@@ -73,12 +73,16 @@ class Controller:
         self.changed(Change(key))
 
     def trouble(self) -> str | None:
-        """Why this loop does not live; None while it does. Who stands by turns too, and has nothing to be late with."""
+        """Why this loop does not live; None while it does. Who stands by turns too, and has nothing to be late with.
+
+        A long queue that moves lives: a new leader would begin it anew.
+        """
         now = self._clock()
         if now - self._turned_at > STUCK_SECONDS:
             return f"the queue has not been looked at for {now - self._turned_at:.0f} s"
-        if (age := self._age_seconds()) > STUCK_SECONDS:
-            return f"a StreamPair has waited for {age:.0f} s"
+        stuck = min(self._age_seconds(), now - self._ended_at)
+        if stuck > STUCK_SECONDS:
+            return f"StreamPairs have waited for {stuck:.0f} s, and none has been seen to"
         return None
 
     async def run(self) -> None:
@@ -158,7 +162,8 @@ class Controller:
         finally:
             self._slots.release()
             self._wake.set()
-            self._metrics.reconcile_seconds.labels(result).observe(self._clock() - began)
+            self._ended_at = self._clock()
+            self._metrics.reconcile_seconds.labels(result).observe(self._ended_at - began)
 
 
 async def _at_most(seconds: float, event: asyncio.Event) -> None:

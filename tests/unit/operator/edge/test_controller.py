@@ -192,8 +192,28 @@ async def test_a_queue_on_which_a_pair_waits_too_long_does_not_live(bench: Bench
     await until(lambda: len(bench.runs) == WORKERS)
     assert bench.controller.trouble() is None
     bench.late = STUCK_SECONDS + 1.0
-    assert "s" in (bench.controller.trouble() or "")
+    await until(lambda: "waited for 18" in (bench.controller.trouble() or ""))
     bench.held.set()
+
+
+async def test_a_long_queue_that_moves_lives(bench: Bench) -> None:
+    one, others = asyncio.Event(), asyncio.Event()
+    bench.have(A)
+    bench.held = one
+    bench.leads.set()
+    await until(lambda: len(bench.runs) == 1)
+    bench.held = others
+    for number in range(WORKERS + 1):
+        bench.controller.ask(("llm", f"p{number}"))
+    await until(lambda: len(bench.runs) == WORKERS)
+    bench.late = STUCK_SECONDS + 1.0
+    one.set()
+    await until(lambda: len(bench.runs) == WORKERS + 1)
+    assert bench.age() > STUCK_SECONDS
+    assert bench.controller.trouble() is None
+    bench.late = 2 * (STUCK_SECONDS + 1.0)
+    await until(lambda: "none has been seen to" in (bench.controller.trouble() or ""))
+    others.set()
 
 
 async def test_who_has_stood_by_for_long_is_not_late_when_it_leads(bench: Bench) -> None:
