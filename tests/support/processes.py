@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -409,8 +409,17 @@ class LocalFleet:
         ]
         return Process(name, command, self.directory, environment, ready)
 
-    def _router(self, arguments: Sequence[str], with_fleet_file: bool) -> Process:
-        ready = self.directory / "router.ready.json"
+    @contextmanager
+    def another_router(self) -> Iterator[Process]:
+        """A replica of the router, taking traffic, for as long as the block lasts."""
+        process = self._router((), True, "router-2")
+        try:
+            yield process.start().wait_ready(self.start_seconds)
+        finally:
+            process.kill()
+
+    def _router(self, arguments: Sequence[str], with_fleet_file: bool, name: str = "router") -> Process:
+        ready = self.directory / f"{name}.ready.json"
         fleet = ("--fleet", str(self.fleet_file)) if with_fleet_file else ()
         command = [
             *(sys.executable, "-m", "streamserve.router", "--http", "127.0.0.1:0"),
@@ -418,7 +427,7 @@ class LocalFleet:
             *fleet,
             *arguments,
         ]
-        return Process("router", command, self.directory, {}, ready)
+        return Process(name, command, self.directory, {}, ready)
 
     def _common(self, ready: Path) -> tuple[str, ...]:
         return (

@@ -20,6 +20,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from streamserve.contract.errors import DOMAIN, InvalidRequest, StreamServeError, WorkerLost, from_wire
+from streamserve.contract.request_id import MAX_CLIENT_CHARACTERS
 
 _HTTP: Final = {
     "INVALID_ARGUMENT": 400,
@@ -33,7 +34,7 @@ _HTTP: Final = {
     "FAILED_PRECONDITION": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_CLIENT_CHARACTERS}}}")
 REQUEST_ID_METADATA: Final = "x-request-id"
 # The message is there up to three times: as it is (a byte may take three), in the status and in BadRequest (base64).
 MESSAGE_BYTES: Final = 1_000

@@ -62,11 +62,12 @@ class Router:
             apply=self._apply,
             rng=rng,
         )
+        router_id = rng.getrandbits(32)
         self._fleet = Fleet(
             FleetSettings(
                 keyspace=settings.keyspace,
                 pair_uid=settings.pair_uid,
-                router_id=rng.getrandbits(32),
+                router_id=router_id,
                 redis_url=settings.redis_url,
                 fleet_file=settings.fleet_file,
                 tls=settings.tls,
@@ -82,6 +83,7 @@ class Router:
             tasks=self._tasks,
             metrics=self._metrics,
             goodput=self._goodput,
+            router_id=router_id,
             limits=Limits(stall_seconds=settings.stall_seconds, slow_consumer_seconds=settings.slow_consumer_seconds),
         )
         checks = Checks(config=self.config, limits=self._limits, clock=time.monotonic)

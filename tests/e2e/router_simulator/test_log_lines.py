@@ -12,6 +12,8 @@ import pytest
 from tests.support.calls import Answer, generate_async, request
 from tests.support.processes import LocalFleet, wait_until
 
+from streamserve.contract import signals
+from streamserve.contract.request_id import for_workers
 from streamserve.v1 import worker_pb2, worker_pb2_grpc
 
 ENDED, LOST = "id-of-the-ended-one", "id-of-the-lost-one"
@@ -50,7 +52,8 @@ def test_each_line_that_concerns_a_request_carries_its_id_and_no_other_line_does
             await begun(lost)
             async with grpc.aio.insecure_channel(worker.ready["grpc"]) as direct:
                 stub = worker_pb2_grpc.WorkerServiceStub(direct)
-                assert (await stub.Abort(worker_pb2.AbortRequest(request_id=ENDED), timeout=10)).found
+                asked = worker_pb2.AbortRequest(request_id=id_on_workers(fleet, worker.name))
+                assert (await stub.Abort(asked, timeout=10)).found
             await one
             worker.kill()
         return ended, lost
@@ -65,6 +68,15 @@ def test_each_line_that_concerns_a_request_carries_its_id_and_no_other_line_does
     for line in seen:
         assert [name for name in CAUSES if name in json.dumps(line)] == [line["request_id"]]
         assert CAUSES[line["request_id"]] in line["message"]
+
+
+def id_on_workers(fleet: LocalFleet, worker: str) -> str:
+    """Of the router's first request; the router's id is the one that the worker acknowledges in Redis."""
+    with fleet.redis.client() as client:
+        value = client.get(fleet.keys.worker_signals(worker))
+    assert isinstance(value, bytes)
+    (ack,) = signals.decode(value).acks
+    return for_workers(ENDED, ack.router_id, 1)
 
 
 async def begun(answer: Answer) -> None:

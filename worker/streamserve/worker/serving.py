@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamserve.contract.request_id import of_client
 from streamserve.runtime import logs
 from streamserve.runtime.config_source import ConfigSource
 from streamserve.v1 import worker_pb2
@@ -47,7 +48,7 @@ class Serving:
         """Raises Draining, or InvalidRequest that names the field."""
         self.drain.refuse_if_draining()
         request_id = wire.request_id(request)
-        logs.request_id.set(request_id)
+        logs.request_id.set(of_client(request_id))
         return Job(
             request_id=engine_id(request_id, request.attempt),
             prompt=wire.prompt(request.prompt),

@@ -8,6 +8,7 @@ from typing import Final
 from streamserve.contract import sampling as sampling_codec
 from streamserve.contract import tokens
 from streamserve.contract.errors import InvalidRequest
+from streamserve.contract.request_id import MAX_WORKER_CHARACTERS
 from streamserve.contract.sampling import MAX_WORKLOAD_CHARACTERS, Sampling
 from streamserve.v1 import common_pb2, worker_pb2
 from streamserve.worker.pipeserve.engine import (
@@ -21,7 +22,6 @@ from streamserve.worker.pipeserve.engine import (
     TokenPrompt,
 )
 
-MAX_REQUEST_ID_CHARACTERS: Final = 128
 _REASONS: Final = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
@@ -45,9 +45,9 @@ class WorkerIdentity:
 
 def request_id(message: worker_pb2.PrefillRequest | worker_pb2.DecodeRequest) -> str:
     value = message.request_id
-    if not 1 <= len(value) <= MAX_REQUEST_ID_CHARACTERS:
+    if not 1 <= len(value) <= MAX_WORKER_CHARACTERS:
         raise InvalidRequest(
-            f"request_id has {len(value)} characters; use 1 to {MAX_REQUEST_ID_CHARACTERS}", field="request_id"
+            f"request_id has {len(value)} characters; use 1 to {MAX_WORKER_CHARACTERS}", field="request_id"
         )
     return value
 

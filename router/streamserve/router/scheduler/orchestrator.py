@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 from streamserve.contract.errors import (
@@ -32,6 +33,7 @@ from streamserve.contract.errors import (
     StreamServeError,
     WorkerLost,
 )
+from streamserve.contract.request_id import for_workers
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.router.goodput import Ended, GoodputMeter
 from streamserve.router.metrics import RouterMetrics
@@ -75,6 +77,7 @@ class Orchestrator:
         tasks: Tasks,
         metrics: RouterMetrics,
         goodput: GoodputMeter,
+        router_id: int,
         limits: Limits | None = None,
         budget: RetryBudget | None = None,
     ) -> None:
@@ -85,11 +88,13 @@ class Orchestrator:
         self.tasks = tasks
         self.metrics = metrics
         self.goodput = goodput
+        self.router_id = router_id
         self.limits = limits or Limits()
         self.budget = budget or RetryBudget()
         self.idle = asyncio.Event()
         self.idle.set()
         self._running: set[str] = set()
+        self._numbers = count(1)
 
     @property
     def running(self) -> int:
@@ -105,7 +110,7 @@ class Orchestrator:
         self._running.add(request.id)
         self.idle.clear()
         token = logs.request_id.set(request.id)
-        run = _Run(self, request, write)
+        run = _Run(self, request, write, for_workers(request.id, self.router_id, next(self._numbers)))
         outcome = "OK"
         try:
             await run.drive()
@@ -154,10 +159,11 @@ class Timing:
 class _Run:
     """One request on its way. Its task is the front's own: cancelling that task is how a client leaves."""
 
-    def __init__(self, owner: Orchestrator, request: GenerationRequest, write: Write) -> None:
+    def __init__(self, owner: Orchestrator, request: GenerationRequest, write: Write, worker_request_id: str) -> None:
         self._owner = owner
         self._request = request
         self._write = write
+        self._worker_request_id = worker_request_id
         self._session = core.Session(
             one_token=request.max_tokens == 1,
             policy=lambda: owner.config().failure_policy,
@@ -282,7 +288,7 @@ class _Run:
     def _at_once(self, action: core.Action) -> None:
         match action:
             case core.AbortWorkers():
-                self._owner.abort_workers(self._request.id, action.attempt, action.workers)
+                self._owner.abort_workers(self._worker_request_id, action.attempt, action.workers)
             case core.Release():
                 if (placement := self._placements.pop(action.attempt, None)) is not None:
                     placement.release()
@@ -337,7 +343,7 @@ class _Run:
         placement = self._placements[action.attempt]
         self._watchdog.expect(Cause.STALL, self._patience(placement.decision.chosen.ttft_seconds))
         request = worker_pb2.PrefillRequest(
-            request_id=self._request.id,
+            request_id=self._worker_request_id,
             attempt=action.attempt,
             prompt=self._request.prompt,
             sampling=self._request.sampling_message,
@@ -415,7 +421,7 @@ class _Run:
         if handoff.prompt_token_ids:
             prompt = common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=handoff.prompt_token_ids))
         return worker_pb2.DecodeRequest(
-            request_id=self._request.id,
+            request_id=self._worker_request_id,
             attempt=action.attempt,
             prompt=prompt,
             sampling=self._request.sampling_message,

@@ -26,6 +26,7 @@ from streamserve.runtime.tasks import Tasks
 from streamserve.v1 import common_pb2, inference_pb2, worker_pb2
 
 HANG = object()
+ROUTER_ID = 0xABC
 Script = Callable[[Any], list[Any]]
 
 
@@ -213,6 +214,7 @@ class Stage:
             tasks=self.tasks,
             metrics=RouterMetrics(),
             goodput=self.goodput,
+            router_id=ROUTER_ID,
             limits=Limits(**limits),
         )
 

@@ -21,6 +21,7 @@ from streamserve.contract.errors import (
     TransferFailed,
     WorkerLost,
 )
+from streamserve.contract.request_id import of_client
 from streamserve.contract.runtime_config import AdmissionConfig, FailurePolicy
 from streamserve.contract.signals import Ack, Role, WorkerSignals
 from streamserve.router.scheduler import dispatch
@@ -257,6 +258,21 @@ async def test_a_request_id_may_run_once_at_a_time() -> None:
         assert stage.orchestrator.running == 1
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_what_is_aborted_for_a_request_never_meets_the_next_one_of_the_same_id() -> None:
+    answers = [HANG, PREFILLED]
+    fleet = FakeFleet([lane("a")], prefill=lambda _: answers.pop(0))
+    async with Stage(fleet) as stage:
+        first = asyncio.create_task(stage.serve(request("same")))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await stage.serve(request("same"))
+    begun = [message.request_id for _, message in fleet.calls]
+    assert {name for _, name, _ in fleet.aborted} == {begun[0]}
+    assert begun[0] not in begun[1:]
+    assert [of_client(name) for name in begun] == ["same"] * 3
 
 
 async def test_requests_wait_for_a_free_place_and_go_by_priority() -> None:
