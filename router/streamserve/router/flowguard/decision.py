@@ -171,3 +171,8 @@ class NoLane(NoWorker):
     @property
     def busy(self) -> bool:
         return any(refusal.reason in PASSING_REASONS for refusal in self.refused)
+
+    @property
+    def whatever_its_size(self) -> bool:
+        """Neither load nor the length of the request is a reason: one of another length would be refused as well."""
+        return not self.busy and all(refusal.reason is not Reason.TOO_LONG for refusal in self.refused)

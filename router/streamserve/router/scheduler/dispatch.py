@@ -3,8 +3,9 @@
 `place` waits its turn in the admission queue. Whenever something changes (an arrival, a booking given back, new
 signals, an expiry) `pump` goes through the queue in order and picks for each; the first that finds every lane full
 stops it, so that a big request is not overtaken for ever, but a retry that has excluded the free workers holds up
-nobody. What is picked is booked before the next one looks. A fleet without any lane is not load: a request waits
-PATIENCE_SECONDS for one to come back, then gets NoWorker.
+nobody. What is picked is booked before the next one looks. Who finds no lane for no reason of its own finds none for
+all who are like it: a fleet without lanes must not make each arrival pick for all who wait. Such a fleet is not load: a
+request waits PATIENCE_SECONDS for a lane to come back, then gets NoWorker.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Placement:
         if booking is not None:
             booking.release()
             self._freed()
+
+
+_Like = tuple[frozenset[str], bool, bool, bool]
+"""Excluded workers; alone on its decode worker; one token; a prompt that is short enough to be computed there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +141,14 @@ class Dispatcher:
             return
         self._pumping = True
         now = self._clock() if now is None else now
+        nowhere: dict[_Like, NoLane] = {}
         try:
             self._expire(now)
             for ticket in self.queue.in_order():
                 waiter = self._waiters.get(ticket.number)
                 if waiter is None or waiter.future.done():
                     continue
-                if not self._try(waiter, now) and not waiter.excluded:
+                if not self._try(waiter, now, nowhere) and not waiter.excluded:
                     break
         finally:
             self._pumping = False
@@ -178,15 +184,19 @@ class Dispatcher:
             if waiter is not None and not waiter.future.done():
                 waiter.future.set_exception(error)
 
-    def _try(self, waiter: _Waiter, now: float) -> bool:
-        """False when the request has to go on waiting for load to pass."""
+    def _try(self, waiter: _Waiter, now: float, nowhere: dict[_Like, NoLane]) -> bool:
+        """False when the request has to go on waiting for load to pass. `nowhere`: who has found no lane in this turn,
+        and will not."""
+        like = self._like(waiter)
+        if (known := nowhere.get(like)) is not None:
+            self._none_for(waiter, known, now)
+            return True
         try:
             decision = self._pick(waiter.request, waiter.excluded, waiter.local, self._cursor)
         except NoLane as error:
-            if error.too_long:
-                self._refuse(waiter, InvalidRequest(str(error), field="prompt"))
-            elif not error.busy and (waiter.excluded or now - waiter.since_seconds >= PATIENCE_SECONDS):
-                self._refuse(waiter, error)
+            if error.whatever_its_size:
+                nowhere[like] = error
+            self._none_for(waiter, error, now)
             return not error.busy
         needed = decision.chosen.ttft_seconds
         if (decode := decision.chosen.decode) is not None:
@@ -204,6 +214,19 @@ class Dispatcher:
         self.queue.dispatched(waiter.ticket, now)
         waiter.future.set_result(placement)
         return True
+
+    def _none_for(self, waiter: _Waiter, error: NoLane, now: float) -> None:
+        """Nobody can take it now: the end of it, unless time may help."""
+        if error.too_long:
+            self._refuse(waiter, InvalidRequest(str(error), field="prompt"))
+        elif not error.busy and (waiter.excluded or now - waiter.since_seconds >= PATIENCE_SECONDS):
+            self._refuse(waiter, NoLane(error.refused))
+
+    def _like(self, waiter: _Waiter) -> _Like:
+        """What of a request the filters and the ladder look at, but for its length in tokens and blocks."""
+        request = waiter.request
+        short = request.prompt_tokens <= self._config().routing.local_prefill_max_tokens
+        return (waiter.excluded, waiter.local, request.max_tokens == 1, short)
 
     def _refuse(self, waiter: _Waiter, error: StreamServeError) -> None:
         self.queue.remove(waiter.ticket)

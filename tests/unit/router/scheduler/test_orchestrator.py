@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.unit.router.flowguard.builders import lane, settings
@@ -24,6 +25,9 @@ from streamserve.contract.errors import (
 from streamserve.contract.request_id import of_client
 from streamserve.contract.runtime_config import AdmissionConfig, FailurePolicy
 from streamserve.contract.signals import Ack, Role, WorkerSignals
+from streamserve.router.flowguard.decision import Decision
+from streamserve.router.flowguard.pick import pick
+from streamserve.router.flowguard.view import Health, LaneState
 from streamserve.router.scheduler import dispatch
 from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
 from streamserve.router.signals.bookings import Booking, Ledger
@@ -366,6 +370,41 @@ async def test_without_any_lane_a_request_is_shed_soon(monkeypatch: pytest.Monke
         with pytest.raises(NoWorker) as raised:
             await stage.serve()
         assert raised.value.retry_after_seconds is not None
+
+
+async def test_while_no_lane_is_ready_each_arrival_is_looked_at_and_those_who_wait_are_not_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picks = 0
+
+    def counted(*arguments: Any) -> Decision:
+        nonlocal picks
+        picks += 1
+        return pick(*arguments)
+
+    monkeypatch.setattr(dispatch, "pick", counted)
+    down = lane("a").fenced(degraded=False)
+    fleet = FakeFleet([down])
+    async with Stage(fleet) as stage:
+        waiting = [asyncio.create_task(stage.serve(request(f"r{number}"))) for number in range(100)]
+        await asyncio.sleep(0)
+        assert stage.dispatcher.queue.requests == 100
+        assert picks <= 2 * 100
+        down.at(LaneState.READY)
+        fleet.changed.set()
+        assert all([await each for each in waiting])
+
+
+async def test_a_prompt_that_needs_no_prefill_worker_is_not_refused_with_those_that_do() -> None:
+    config = settings(failure=FailurePolicy.STRICT, local_prefill_max_tokens=4)
+    fleet = FakeFleet([lane("a").health(Health.CIRCUIT_OPEN, role=Role.PREFILL)])
+    async with Stage(fleet, config) as stage:
+        long = asyncio.create_task(stage.serve(replace(request("long"), prompt_tokens=5)))
+        await asyncio.sleep(0)
+        assert await stage.serve(replace(request("short"), prompt_tokens=4))
+        assert not long.done()
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
 
 
 async def test_a_request_that_waits_too_long_is_told_when_to_come_back() -> None:
