@@ -4,11 +4,11 @@ import signal
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A machine that does other work too makes an example slow and not wrong. (Hypothesis' own profile for CI says so too.)
 if settings.default is not None and settings.default.deadline is not None:
-    settings.register_profile("streamserve", deadline=None)
+    settings.register_profile("streamserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("streamserve")
 
 
