@@ -221,8 +221,8 @@ CASES: dict[str, Case] = {
     "an image in a chat": Case(
         openai={"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         path=CHAT,
-        says=("messages.0.content.0.type: Input should be 'text'",),
-        param="messages.0.content.0.type",
+        says=("messages.0.content: part 0 is not text",),
+        param="messages.0.content",
     ),
     "a name beside a message": Case(
         openai={"messages": [{"role": "user", "content": "hi", "name": "Ann"}]},

@@ -25,7 +25,10 @@ MAX_DEADLINE_SECONDS: Final = 1_800.0
 # What gRPC rounds a deadline up to: one of which less is left had no more than this when it was sent.
 DEADLINE_RESOLUTION_SECONDS: Final = 0.001
 MAX_PRIORITY: Final = 10
+MAX_CHAT_MESSAGES: Final = 4_096
 BYTES_PER_TOKEN: Final = 4
+# More that is not known is not searched for a number to name: a field of two bytes takes a hundred when it is listed.
+_NAMED_UNKNOWN_BYTES: Final = 4_096
 ROLES: Final = ("system", "developer", "user", "assistant")
 
 
@@ -66,7 +69,8 @@ class Checks:
         now = self._clock()
         if remaining_seconds is not None and remaining_seconds < DEADLINE_RESOLUTION_SECONDS:
             raise DeadlineExceeded("the deadline was over when the request arrived; allow more time")
-        _refuse_unknown(message, "")
+        _bounded(message.prompt.chat)
+        _refuse_unknown(message)
         self.model(message.model)
         workload = _workload(message.workload)
         if not -MAX_PRIORITY <= message.priority <= MAX_PRIORITY:
@@ -110,7 +114,28 @@ class Checks:
         raise UnknownModel(f"{asked}; served: {', '.join(served)}", field="model")
 
 
-def _refuse_unknown(message: Message, path: str) -> None:
+def _bounded(chat: common_pb2.ChatMessages) -> None:
+    """Each message costs time, here and in the model's template, and takes no more than two bytes on the wire."""
+    if len(chat.messages) > MAX_CHAT_MESSAGES:
+        raise InvalidRequest(
+            f"{len(chat.messages)} messages in one chat; send at most {MAX_CHAT_MESSAGES}", field="prompt.chat"
+        )
+
+
+def _refuse_unknown(message: inference_pb2.GenerateRequest) -> None:
+    """First by size, which costs no more than a copy."""
+    known = inference_pb2.GenerateRequest()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    unknown_bytes = message.ByteSize() - known.ByteSize()
+    if unknown_bytes > _NAMED_UNKNOWN_BYTES:
+        raise InvalidRequest(f"{unknown_bytes} bytes of fields that this release does not know; leave them out")
+    if unknown_bytes:
+        _name_unknown(message, "")
+
+
+def _name_unknown(message: Message, path: str) -> None:
+    """Raises InvalidRequest for the first field that is not known, here or further in."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
         where = f" of {path}" if path else ""
@@ -124,7 +149,7 @@ def _refuse_unknown(message: Message, path: str) -> None:
             continue
         inner = f"{path}.{descriptor.name}" if path else descriptor.name
         for part in [value] if isinstance(value, Message) else value:
-            _refuse_unknown(part, inner)
+            _name_unknown(part, inner)
 
 
 def _workload(name: str) -> str:

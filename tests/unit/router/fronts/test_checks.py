@@ -34,8 +34,11 @@ def text(value: str, **sampling: Any) -> inference_pb2.GenerateRequest:
 
 
 def chat(role: str, content: str) -> inference_pb2.GenerateRequest:
-    message = common_pb2.ChatMessage(role=role, content=content)
-    return inference_pb2.GenerateRequest(prompt=common_pb2.Prompt(chat=common_pb2.ChatMessages(messages=[message])))
+    return chat_of(common_pb2.ChatMessage(role=role, content=content))
+
+
+def chat_of(*messages: common_pb2.ChatMessage) -> inference_pb2.GenerateRequest:
+    return inference_pb2.GenerateRequest(prompt=common_pb2.Prompt(chat=common_pb2.ChatMessages(messages=messages)))
 
 
 REFUSED: dict[str, tuple[inference_pb2.GenerateRequest, str, str]] = {
@@ -64,6 +67,29 @@ REFUSED: dict[str, tuple[inference_pb2.GenerateRequest, str, str]] = {
         "field number 31 of sampling",
     ),
 }
+
+
+UNKNOWN = b"\x78\x00"  # field number 15
+STRANGE = common_pb2.ChatMessage.FromString(UNKNOWN)
+MANY: dict[str, tuple[inference_pb2.GenerateRequest, str, str | None]] = {
+    "empty messages": (chat_of(*[common_pb2.ChatMessage()] * 10_000), "10000 messages .* send at most", "prompt.chat"),
+    "unknown fields": (inference_pb2.GenerateRequest.FromString(UNKNOWN * 10_000), "20000 bytes of fields", None),
+    "messages with an unknown field": (chat_of(*[STRANGE] * 4_000), "bytes of fields that this release does not", None),
+    "messages of which the last has an unknown field": (
+        chat_of(*[common_pb2.ChatMessage(role="user", content="x")] * 4_000, STRANGE),
+        "field number 15 of prompt.chat.messages",
+        "prompt.chat.messages",
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "words", "field"), MANY.values(), ids=MANY.keys())
+def test_many_wrong_things_are_refused_by_their_number(
+    message: inference_pb2.GenerateRequest, words: str, field: str | None
+) -> None:
+    with pytest.raises(InvalidRequest, match=words) as raised:
+        checks("tiny").checked(message, request_id="r", remaining_seconds=None)
+    assert raised.value.field == field
 
 
 @pytest.mark.parametrize(("message", "field", "words"), REFUSED.values(), ids=REFUSED.keys())

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from streamserve.contract import tokens
 from streamserve.contract.errors import InvalidRequest
+from streamserve.router.fronts.checks import MAX_CHAT_MESSAGES
 from streamserve.router.fronts.openai import requests
 from streamserve.v1 import common_pb2
 
@@ -58,8 +60,58 @@ def test_refused_prompt(extra: dict[str, Any], text: str) -> None:
         read(False, extra)
 
 
+MANY = 10_000
+# name: (body, the parameter that the refusal names). Each takes about as long to refuse as its JSON to read.
+WRONG_IN_MANY_PLACES: dict[str, tuple[dict[str, Any], str]] = {
+    "prompts that are none": ({"prompt": [None] * MANY}, "prompt.0"),
+    "numbers that are no token ids": ({"prompt": [1, *[1.5] * MANY]}, "prompt.1"),
+    "text among the token ids of a list": ({"prompt": [["x"] * MANY]}, "prompt.0"),
+    "lists in the list of a list": ({"prompt": [[[]] * MANY]}, "prompt.0"),
+    "stop numbers": ({"prompt": "x", "stop": [0] * MANY}, "stop.0"),
+    "names that nobody knows": ({"prompt": "x"} | {f"x{n}": 0 for n in range(MANY)}, "x0"),
+    "stream options that nobody knows": (
+        {"prompt": "x", "stream": True, "stream_options": {f"x{n}": 0 for n in range(MANY)}},
+        "stream_options.x0",
+    ),
+    "messages that are none": ({"messages": [{}] * MANY}, "messages.0.role"),
+    "messages of numbers": ({"messages": [{"role": 0, "content": 0}] * MANY}, "messages.0.role"),
+    "more messages than one may send": ({"messages": MESSAGES * MANY}, "messages"),
+    "a message with names that nobody knows": (
+        {"messages": [MESSAGES[0] | {f"x{n}": 0 for n in range(MANY)}]},
+        "messages.0.x0",
+    ),
+    "parts that are none": ({"messages": [{"role": "user", "content": [{}] * MANY}]}, "messages.0.content"),
+    "a part with names that nobody knows": (
+        {"messages": [{"role": "user", "content": [{f"x{n}": 0 for n in range(MANY)}]}]},
+        "messages.0.content",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "field"), WRONG_IN_MANY_PLACES.values(), ids=WRONG_IN_MANY_PLACES.keys())
+def test_of_many_wrong_things_few_are_written_down(body: dict[str, Any], field: str) -> None:
+    read_body = requests.chat_completion if "messages" in body else requests.completion
+    with pytest.raises(InvalidRequest) as raised:
+        read_body(json.dumps(body).encode())
+    assert raised.value.field == field
+    recorded = raised.value.__context__
+    assert isinstance(recorded, ValidationError)
+    assert recorded.error_count() <= len(requests.ChatCompletionRequest.model_fields)
+
+
+def test_as_many_messages_and_parts_as_one_may_send_are_read() -> None:
+    parts = [{"type": "text", "text": "ab"}] * MANY
+    assert read(True, {"messages": [{"role": "user", "content": parts}]}).prompt.chat.messages[0].content == "ab" * MANY
+    assert len(read(True, {"messages": MESSAGES * MAX_CHAT_MESSAGES}).prompt.chat.messages) == MAX_CHAT_MESSAGES
+
+
 ONLY_CHAT: dict[str, tuple[dict[str, Any], str]] = {
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+    "a part with another name": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {}}]}]},
+        "part 0 is not text: send .* no other names",
+    ),
+    "a misspelt name in a message": ({"messages": [{"role": "user", "contents": "x"}]}, "'messages.0.contents'"),
     "a message without content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
     "a tool's call in a message": (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},

@@ -4,18 +4,23 @@ Strict in both directions: a name that is not listed here is refused by name, a 
 refused, nothing is ignored but `user`, which says who asks and not what to generate. Parameters of OpenAI's that this
 release does not have are accepted at the value that means "not used" (n = 1, echo = false, null), for some clients
 always send them.
+
+A refusal costs no more than an acceptance. Pydantic records an error for each element that does not fit, in each branch
+of a union, and a body may hold millions of them: so a list is read up to its first error, no union has two kinds of
+list, and of several names that are not known one is complained of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from streamserve.contract import tokens
 from streamserve.contract.errors import InvalidRequest
+from streamserve.router.fronts.checks import MAX_CHAT_MESSAGES
 from streamserve.v1 import common_pb2, inference_pb2
 
 # Parameter -> the values that change nothing.
@@ -51,11 +56,25 @@ UNUSED_IN_MESSAGE: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_calls": ([],),
 }
 _UINT32: Final = Field(ge=0, lt=2**32)
+_FIRST_ERROR: Final = Field(fail_fast=True)
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+    # Other names that are accepted, at these values and null.
+    unused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_not_used(cls, given: Any) -> Any:
+        """Of the names that are refused the first stays, to be complained of."""
+        if not isinstance(given, dict):
+            return given
+        known = cls.model_fields
+        strange = (name for name in given if name not in known)
+        first = next((name for name in strange if not _changes_nothing(given[name], cls.unused.get(name))), None)
+        return {name: value for name, value in given.items() if name in known or name == first}
 
 
 class StreamOptions(_Strict):
@@ -64,6 +83,7 @@ class StreamOptions(_Strict):
 
 
 class _Common(_Strict):
+    unused = UNUSED
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**32)] | None = None
     temperature: float | None = None
@@ -74,7 +94,7 @@ class _Common(_Strict):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], _FIRST_ERROR] | None = None
     min_tokens: Annotated[int, _UINT32] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -114,54 +134,52 @@ class _Common(_Strict):
         )
 
 
+def _alone(prompt: Any) -> Any:
+    """What a list of prompts holds; of several each wants a request of its own."""
+    if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], str | list):
+        return prompt
+    if len(prompt) > 1:
+        raise InvalidRequest(f"{len(prompt)} prompts in one request; send one request for each", field="prompt")
+    return prompt[0]
+
+
 class CompletionRequest(_Common):
     """POST /v1/completions"""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Annotated[str | Annotated[list[int], _FIRST_ERROR], BeforeValidator(_alone)]
     logprobs: Annotated[int, _UINT32] | None = None
 
     def to_message(self) -> inference_pb2.GenerateRequest:
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            if len(prompt) > 1:
-                raise InvalidRequest(f"{len(prompt)} prompts in one request; send one request for each", field="prompt")
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            form = common_pb2.Prompt(text=prompt)
+        if isinstance(self.prompt, str):
+            form = common_pb2.Prompt(text=self.prompt)
         else:
-            form = common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=tokens.pack(prompt)))
+            form = common_pb2.Prompt(token_ids=common_pb2.TokenIds(ids_le32=tokens.pack(self.prompt)))
         return self._message(form, self._sampling(self.max_tokens, self.logprobs))
 
 
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
+def _joined(content: Any) -> Any:
+    """The text of a list of parts. By hand: a model for each part costs twenty times as much."""
+    if not isinstance(content, list):
+        return content
+    for number, part in enumerate(content):
+        sound = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not sound or len(part) > 2:
+            raise ValueError(
+                f'part {number} is not text: send {{"type": "text", "text": "..."}} and no other names in it'
+            )
+    return "".join(part["text"] for part in content)
 
 
 class Message(_Strict):
+    unused = UNUSED_IN_MESSAGE
     role: str
-    content: str | list[TextPart]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_is_not_used(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {
-            name: value
-            for name, value in given.items()
-            if name not in UNUSED_IN_MESSAGE or (value is not None and value not in UNUSED_IN_MESSAGE[name])
-        }
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    content: Annotated[str, BeforeValidator(_joined)]
 
 
 class ChatCompletionRequest(_Common):
     """POST /v1/chat/completions"""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(max_length=MAX_CHAT_MESSAGES), _FIRST_ERROR]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**32)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, _UINT32] | None = None
@@ -176,7 +194,7 @@ class ChatCompletionRequest(_Common):
                 field="max_completion_tokens",
             )
         chat = common_pb2.ChatMessages(
-            messages=[common_pb2.ChatMessage(role=message.role, content=message.text) for message in self.messages]
+            messages=[common_pb2.ChatMessage(role=message.role, content=message.content) for message in self.messages]
         )
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return self._message(
@@ -201,28 +219,28 @@ def _read(kind: type[_Request], body: bytes) -> _Request:
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidRequest("the body must be a JSON object")
-    for name in [name for name in document if name not in kind.model_fields]:
-        value = document.pop(name)
-        if name not in UNUSED or (value is not None and value not in UNUSED[name]):
-            raise InvalidRequest(f"unsupported parameter: {name!r}; leave it out", field=name)
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         raise _invalid(error) from None
 
 
+def _changes_nothing(value: Any, unused: tuple[Any, ...] | None) -> bool:
+    return unused is not None and (value is None or value in unused)
+
+
 def _invalid(error: ValidationError) -> InvalidRequest:
-    """The deepest complaint of a union is the one that fits what was sent."""
+    """A name that is not known says most; else the deepest complaint, the one of a union that fits what was sent."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    deepest = max(errors, key=lambda each: len(each["loc"]))
-    where = [str(part) for part in deepest["loc"] if isinstance(part, int) or not _is_branch(str(part))]
+    first = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
+    where = [str(part) for part in first["loc"] if isinstance(part, int) or not _is_branch(str(part))]
     field = ".".join(where)
-    if deepest["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return InvalidRequest(f"unsupported parameter: {field!r}; leave it out", field=field)
-    message = deepest["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}" if field else message, field=field or None)
 
 
 def _is_branch(part: str) -> bool:
-    """Pydantic names the branch of a union in the path: `list[int]`, `str`, `TextPart`."""
-    return "[" in part or part in ("str", "int", "float", "bool", "TextPart")
+    """Pydantic names the branch of a union in the path: `list[int]`, `str`."""
+    return "[" in part or part in ("str", "int", "float", "bool")
