@@ -120,7 +120,8 @@ class Orchestrator:
             getattr(_log, level)("request failed: %s", error.message, extra={"reason": error.reason})
             raise
         except asyncio.CancelledError:
-            outcome = "CANCELLED"
+            # A client may leave as soon as it has the whole answer.
+            outcome = "OK" if run.delivered else "CANCELLED"
             raise
         finally:
             run.close()
@@ -207,6 +208,11 @@ class _Run:
             raise self._error
         self._owner.budget.earn()
 
+    @property
+    def delivered(self) -> bool:
+        """The client has the whole answer."""
+        return isinstance(self._session.state, core.Finished) and self._session.state.error is None
+
     def close(self) -> None:
         """Give back whatever is still booked. Idempotent."""
         for placement in self._placements.values():
@@ -282,8 +288,7 @@ class _Run:
             case core.StartDecode():
                 return await self._decode(action)
             case core.Forward():
-                await self._forward(action)
-                return []
+                return await self._forward(action)
 
     def _at_once(self, action: core.Action) -> None:
         match action:
@@ -405,7 +410,7 @@ class _Run:
                         continue
                     left = await self._take(action, chunk, worker)
                     if left:
-                        if isinstance(self._session.state, core.Finished) and self._session.state.error is None:
+                        if self.delivered:
                             await self._let_end(stream)
                             self._owner.fleet.on_result(worker, None)
                         return left
@@ -451,13 +456,10 @@ class _Run:
         )
         left: list[core.Action] = []
         for step in self._session.handle(event):
-            if isinstance(step, core.Forward):
-                await self._forward(step)
-            else:
-                left.append(step)
+            left += await self._forward(step) if isinstance(step, core.Forward) else [step]
         return left
 
-    async def _forward(self, action: core.Forward) -> None:
+    async def _forward(self, action: core.Forward) -> list[core.Action]:
         if action.opening:
             route = inference_pb2.Route(
                 lane=action.route.lane,
@@ -471,6 +473,7 @@ class _Run:
         if self._first_at is None and self._session.tokens_sent:
             self._first_at = self._owner.clock()
         await self._send(head + action.payload)
+        return self._session.handle(core.Delivered(action.attempt))
 
     def _send(self, data: bytes) -> Awaitable[None]:
         """Not a coroutine of its own: one more for each chunk of each stream shows in the router's CPU."""

@@ -1,8 +1,8 @@
 """One request from admission to its last token: events in, actions out, no clock and no socket.
 
-    Queued ─Admitted→ Picking ─Picked→ Prefilling ─PrefillDone→ HandingOff ─Chunk→ Decoding ─Chunk(finished)→ Finished
-                         ↑  └────────── local route ──────────────↑  │
-                         └──── failure before the first token ───────┘        (failover.py decides, ≤ 3 attempts)
+    Queued ─Admitted→ Picking ─Picked→ Prefilling ─PrefillDone→ HandingOff ─Chunk→ Decoding ─Chunk(finished)→ Delivering
+                         ↑  └────────── local route ──────────────↑  │                               Delivered ↓
+                         └──── failure before the first token ───────┘ (failover.py decides)               Finished
 
 The session is the commit point: a chunk is forwarded only when its first position is the next one expected, so every
 position reaches the client exactly once and in order. A chunk wholly before that is a duplicate and is dropped; a gap
@@ -90,13 +90,20 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivering:
+    """The worker is done, the last chunk is on its way: a client that does not take it does not have the answer."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """`error` is None when the client has the whole answer."""
 
     error: StreamServeError | None
 
 
-State = Queued | Picking | Prefilling | HandingOff | Decoding | Finished
+State = Queued | Picking | Prefilling | HandingOff | Decoding | Delivering | Finished
 
 
 # Events.
@@ -152,6 +159,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What was to be forwarded is written. It matters of the last chunk alone."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeFailed:
     attempt: int
     error: StreamServeError
@@ -190,6 +204,7 @@ Event = (
     | PrefillDone
     | PrefillFailed
     | Chunk
+    | Delivered
     | DecodeFailed
     | DecodeEnded
     | ClientGone
@@ -315,6 +330,9 @@ class Session:
                 return [StartDecode(state.attempt, state.route, event.handoff)]
             case PrefillFailed() if isinstance(state, Prefilling) and event.attempt == state.attempt:
                 return self._failed(event.error, Phase.PREFILL)
+            case Delivered() if isinstance(state, Delivering) and event.attempt == state.attempt:
+                self.state = Finished(None)
+                return [Release(state.attempt), Done(state.attempt, self._sent)]
             case DecodeFailed() if isinstance(state, HandingOff | Decoding) and event.attempt == state.attempt:
                 return self._failed(event.error, Phase.DECODE)
             case DecodeEnded() if isinstance(state, HandingOff | Decoding) and event.attempt == state.attempt:
@@ -377,13 +395,8 @@ class Session:
             return self._failed(WorkerLost("the prefill worker's answer has no finish reason"), Phase.PREFILL)
         opening = not isinstance(state, Decoding)
         self._sent = end
-        actions: list[Action] = [Forward(state.attempt, chunk.payload, state.route, opening)]
-        if chunk.finished:
-            self.state = Finished(None)
-            actions += [Release(state.attempt), Done(state.attempt, end)]
-        else:
-            self.state = Decoding(state.attempt, state.route, end)
-        return actions
+        self.state = Delivering(state.attempt) if chunk.finished else Decoding(state.attempt, state.route, end)
+        return [Forward(state.attempt, chunk.payload, state.route, opening)]
 
     def _stalled(self, state: Prefilling | HandingOff | Decoding, waited_seconds: float) -> list[Action]:
         in_prefill = isinstance(state, Prefilling)
@@ -436,6 +449,8 @@ class Session:
                     (state.route.decode_worker, state.route.prefill_worker) if held else (state.route.decode_worker,)
                 )
                 return [AbortWorkers(state.attempt, workers), Release(state.attempt)]
+            case Delivering():
+                return [Release(state.attempt)]
             case _:
                 return []
 
@@ -446,5 +461,6 @@ _NAMES: Final[dict[type, str]] = {
     Prefilling: "in prefill",
     HandingOff: "handed to decode",
     Decoding: "decoding",
+    Delivering: "read by the client",
     Finished: "finished",
 }

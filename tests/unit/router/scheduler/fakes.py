@@ -234,5 +234,13 @@ class Stage:
         await self.orchestrator.serve(asked or request(), write)
         return sent
 
+    def outcomes(self) -> dict[str, float]:
+        """How many requests ended, by outcome."""
+        families = self.orchestrator.metrics.registry.collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            each.labels["outcome"]: each.value for each in samples if each.name == "streamserve_router_requests_total"
+        }
+
     def nothing_is_left(self) -> bool:
         return not any(self.fleet.booked.values()) and not self.orchestrator.running

@@ -31,7 +31,7 @@ from streamserve.router.flowguard.view import Health, LaneState
 from streamserve.router.scheduler import dispatch
 from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
 from streamserve.router.signals.bookings import Booking, Ledger
-from streamserve.v1 import worker_pb2
+from streamserve.v1 import inference_pb2, worker_pb2
 
 
 async def test_the_answer_is_what_the_decode_worker_sent_with_attempt_and_route() -> None:
@@ -238,6 +238,43 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         assert stage.nothing_is_left()
         await asyncio.sleep(0)
     assert fleet.aborted
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4], ids=["the only chunk, of prefill", "the last of several"])
+async def test_a_client_that_does_not_read_the_last_chunk_is_cut_off_like_any_other(max_tokens: int) -> None:
+    fleet = FakeFleet([lane("a")])
+    if max_tokens == 1:
+        fleet.prefill = lambda _: worker_pb2.PrefillResponse(answer=chunk(0, 7, last=True))
+
+    async def all_but_the_last(data: bytes) -> None:
+        if inference_pb2.GenerateResponse.FromString(data).finish_reason:
+            await asyncio.Event().wait()
+
+    async with Stage(fleet, slow_consumer_seconds=0.05) as stage:
+        with pytest.raises(SlowConsumer, match="read faster"):
+            await stage.orchestrator.serve(request(max_tokens=max_tokens), all_but_the_last)
+        assert stage.nothing_is_left()
+        assert stage.outcomes() == {"SLOW_CONSUMER": 1}
+    assert not stage.goodput.answers
+    assert not fleet.aborted, "the workers are done with it"
+
+
+async def test_a_client_that_leaves_with_the_whole_answer_has_not_cancelled() -> None:
+    fleet = FakeFleet([lane("a")], decode=lambda _: [chunk(0, 7), chunk(1, 8, last=True), HANG])
+    whole = asyncio.Event()
+
+    async def read(data: bytes) -> None:
+        if inference_pb2.GenerateResponse.FromString(data).finish_reason:
+            whole.set()
+
+    async with Stage(fleet) as stage:
+        task = asyncio.create_task(stage.orchestrator.serve(request(), read))
+        await whole.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert stage.nothing_is_left()
+        assert stage.outcomes() == {"OK": 1}
 
 
 async def test_a_front_that_fails_frees_everything_too() -> None:

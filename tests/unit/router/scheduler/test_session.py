@@ -14,6 +14,7 @@ from streamserve.contract.errors import (
     InvalidRequest,
     NoWorker,
     Overloaded,
+    SlowConsumer,
     StreamServeError,
     TransferFailed,
     WorkerLost,
@@ -33,6 +34,8 @@ from streamserve.router.scheduler.session import (
     DecodeEnded,
     DecodeFailed,
     Decoding,
+    Delivered,
+    Delivering,
     Done,
     Event,
     Fail,
@@ -122,12 +125,27 @@ CASES = {
     "a gap at the very start is retried elsewhere": Case(
         [*HANDED, chunk(1)], Picking, ["AbortWorkers", "Release", "Pick"]
     ),
-    "the last chunk ends it": Case([*OPEN, chunk(1, 1, last=True)], Finished, ["Forward", "Release", "Done"]),
+    "the last chunk is forwarded before anything is over": Case(
+        [*OPEN, chunk(1, 1, last=True)], Delivering, ["Forward"]
+    ),
+    "the last chunk ends it when it is written": Case(
+        [*OPEN, chunk(1, 1, last=True), Delivered(1)], Finished, ["Release", "Done"]
+    ),
+    "a chunk that is written is no news before the last one": Case([*OPEN, Delivered(1)], Decoding, []),
+    "a client that does not take the last chunk does not have the answer": Case(
+        [*OPEN, chunk(1, 1, last=True), ClientGone(SlowConsumer("read faster"))],
+        Finished,
+        ["Release", "Fail"],
+        reason="SLOW_CONSUMER",
+    ),
+    "a deadline that passes over the last chunk ends the request": Case(
+        [*OPEN, chunk(1, 1, last=True), DeadlinePassed()], Finished, ["Release", "Fail"], reason="DEADLINE_EXCEEDED"
+    ),
     "a stream that ends without a last chunk is lost": Case(
         [*OPEN, DecodeEnded(1)], Finished, ["AbortWorkers", "Release", "Fail"], reason="STREAM_LOST"
     ),
     "the end of the stream after the last chunk is no news": Case(
-        [*OPEN, chunk(1, 1, last=True), DecodeEnded(1)], Finished, []
+        [*OPEN, chunk(1, 1, last=True), Delivered(1), DecodeEnded(1)], Finished, []
     ),
     "a prefill that fails is retried": Case(
         [*PLACED, PrefillFailed(1, WorkerLost("gone"))], Picking, ["AbortWorkers", "Release", "Pick"]
@@ -171,9 +189,9 @@ CASES = {
         [*PLACED, DeadlinePassed()], Finished, ["AbortWorkers", "Release", "Fail"], reason="DEADLINE_EXCEEDED"
     ),
     "a one-token request is answered by prefill": Case(
-        [Admitted(), Picked(1, route(PREFILL_ONLY)), chunk(0, last=True)],
+        [Admitted(), Picked(1, route(PREFILL_ONLY)), chunk(0, last=True), Delivered(1)],
         Finished,
-        ["Forward", "Release", "Done"],
+        ["Release", "Done"],
         one_token=True,
     ),
     "a prefill answer without its end is not forwarded": Case(
@@ -305,6 +323,10 @@ class AnySchedule(RuleBasedStateMachine):
     def next_chunk(self, count: int, last: bool) -> None:
         self.feed(chunk(self.subject.tokens_sent, count, last=last, attempt=self.subject.state.attempt))
 
+    @rule(attempt=attempts)
+    def delivered(self, attempt: int) -> None:
+        self.feed(Delivered(attempt))
+
     @rule(attempt=attempts, error=errors)
     def decode_failed(self, attempt: int, error: StreamServeError) -> None:
         self.feed(DecodeFailed(attempt, error))
@@ -339,7 +361,7 @@ class AnySchedule(RuleBasedStateMachine):
 
     @invariant()
     def what_is_booked_is_held_or_given_back(self) -> None:
-        held = isinstance(self.subject.state, Prefilling | HandingOff | Decoding)
+        held = isinstance(self.subject.state, Prefilling | HandingOff | Decoding | Delivering)
         assert len(self.booked) - len(self.released) == (1 if held else 0)
 
 

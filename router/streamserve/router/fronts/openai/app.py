@@ -2,7 +2,8 @@
 
 A streamed answer's status line waits for the first chunk, so that whatever fails before it has a proper status; what
 fails after it is an error event, and no [DONE]. Chunks go straight to the connection: a client that does not read
-blocks the session's own write, which the orchestrator bounds. A client that leaves cancels the session.
+blocks the session's own write, which the orchestrator bounds, up to and with [DONE]. A client that leaves cancels the
+session.
 
 A path with a trailing slash means the one without: clients do not repeat a POST that is redirected.
 Headers: x-request-id (in and out), x-request-timeout-ms (deadline), Retry-After (out, with 429 and 503).
@@ -174,15 +175,19 @@ class _Generation:
         self, request: GenerationRequest, answer: responses.Answer, reply: _Reply, include_usage: bool
     ) -> None:
         async def forward(data: bytes) -> None:
-            event = answer.event(inference_pb2.GenerateResponse.FromString(data), include_usage)
+            chunk = inference_pb2.GenerateResponse.FromString(data)
+            event = answer.event(chunk, include_usage)
             if not reply.opened:
                 await reply.open()
                 event = answer.opening(include_usage) + event
-            if event:
+            if chunk.finish_reason:
+                await reply.part(event + (answer.usage_event() if include_usage else b"") + responses.DONE)
+                await reply.taken()
+            elif event:
                 await reply.part(event)
 
         await self._orchestrator.serve(request, forward)
-        await reply.last((answer.usage_event() if include_usage else b"") + responses.DONE)
+        await reply.end()
 
 
 class _Reply:
@@ -203,8 +208,15 @@ class _Reply:
     async def part(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def last(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data})
+    async def taken(self) -> None:
+        """Until the connection takes more, which it does not while too much of what it has is unread."""
+        await self.part(b"")
+
+    async def end(self, data: bytes = b"") -> None:
+        """The last of a stream. A client that does not read holds up even this: not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await self._send({"type": "http.response.body", "body": data})
 
     async def fail(self, error: StreamServeError) -> None:
         """Say it as a status while that is possible, else as the stream's last event."""
@@ -213,10 +225,7 @@ class _Reply:
             wait = responses.retry_after(error)
             await self.whole(status, responses.error_body(error, status), (("retry-after", wait),) if wait else ())
             return
-        # A client that does not read holds up its own error: not for ever.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await self.last(responses.error_event(error))
+        await self.end(responses.error_event(error))
 
     async def _start(self, status: int, content_type: str, extra: tuple[tuple[str, str], ...]) -> None:
         self.opened = True
