@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
 from streamserve.router import config as settings_module
 from streamserve.router.config import RouterSettings
-from streamserve.router.fronts.checks import Checks, ModelLimits
+from streamserve.router.fronts.checks import Checks, limits_of
 from streamserve.router.fronts.grpc import admin, server
 from streamserve.router.fronts.grpc.gate import TokenGate
 from streamserve.router.fronts.openai import app
@@ -86,7 +86,7 @@ class Router:
             router_id=router_id,
             limits=Limits(stall_seconds=settings.stall_seconds, slow_consumer_seconds=settings.slow_consumer_seconds),
         )
-        checks = Checks(config=self.config, limits=self._limits, clock=time.monotonic)
+        checks = Checks(config=self.config, limits=lambda: limits_of(self._fleet.view()), clock=time.monotonic)
         tokens = None if settings.tokens is None else Tokens(settings.tokens, clock=time.monotonic)
         self._grpc = {"grpc": GrpcServer(settings.grpc, services=_SERVICES, tls=settings.tls)}
         if settings.token_grpc is not None and tokens is not None:
@@ -211,16 +211,6 @@ class Router:
         if self._source.applied is None:
             return f"no configuration: {self._source.last_error or 'none has arrived'}"
         return None if self._fleet.ready_lanes() else "no lane takes traffic yet"
-
-    def _limits(self) -> ModelLimits:
-        """Of the workers that serve one model the smallest length; text is checked by prefill itself."""
-        lengths = [
-            worker.max_model_tokens
-            for lane in self._fleet.view().lanes
-            for worker in lane.workers
-            if worker.max_model_tokens
-        ]
-        return ModelLimits(max_model_tokens=min(lengths, default=0))
 
     def _gauges(self) -> None:
         observe, queue = self._metrics.observe, self._dispatcher.queue

@@ -17,6 +17,7 @@ from streamserve.contract.signals import Flags
 from streamserve.router.flowguard.pick import pick
 from streamserve.router.flowguard.request import RouteRequest
 from streamserve.router.flowguard.view import LaneState, LaneView, WorkerView
+from streamserve.router.fronts.checks import ModelLimits, limits_of
 from streamserve.router.signals.fleet import Fleet, FleetSettings
 from streamserve.runtime.redis_wire import RedisDown
 from streamserve.v1 import worker_pb2
@@ -258,6 +259,12 @@ async def test_nobody_books_more_than_the_models_length(tmp_path: Path) -> None:
         await until(lambda: fleet.ready_lanes() == 1)
         fleet.book("lane-0-decode-0", tokens=500_000)
         assert seen(fleet, "lane-0-decode-0").booked_tokens == 2_048
+
+
+async def test_what_a_worker_says_of_its_model_is_what_the_fronts_check(tmp_path: Path) -> None:
+    async with workers() as made, fleet_of(tmp_path, made) as fleet:
+        await until(lambda: fleet.ready_lanes() == 1)
+        assert limits_of(fleet.view()) == ModelLimits(max_model_tokens=2_048, vocabulary_size=4_096)
 
 
 async def test_who_waits_for_a_change_is_woken_by_a_release(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class WorkerView:
     health_detail: str = ""
     kv: KvGeometry | None = None
     max_model_tokens: int = 0
+    vocabulary_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from streamserve.contract import tokens
 from streamserve.contract.errors import DeadlineExceeded, InvalidRequest, NotReady, UnknownModel
 from streamserve.contract.runtime_config import RuntimeConfig
 from streamserve.contract.sampling import MAX_WORKLOAD_CHARACTERS, Sampling
+from streamserve.router.flowguard.view import FleetView
 from streamserve.router.scheduler.request import GenerationRequest
 from streamserve.v1 import common_pb2, inference_pb2
 
@@ -38,6 +39,15 @@ class ModelLimits:
 
     max_model_tokens: int = 0
     vocabulary_size: int = 0
+
+
+def limits_of(view: FleetView) -> ModelLimits:
+    """The shortest length and the largest vocabulary: they serve one model, and a worker checks for itself too."""
+    workers = [worker for lane in view.lanes for worker in lane.workers]
+    return ModelLimits(
+        max_model_tokens=min((each.max_model_tokens for each in workers if each.max_model_tokens), default=0),
+        vocabulary_size=max((each.vocabulary_size for each in workers), default=0),
+    )
 
 
 class Checks:
@@ -170,8 +180,7 @@ def _prompt_tokens(prompt: common_pb2.Prompt, limits: ModelLimits) -> int:
                 raise _empty("prompt.token_ids")
             if limits.vocabulary_size and (highest := max(ids)) >= limits.vocabulary_size:
                 raise InvalidRequest(
-                    f"token id {highest} is outside the vocabulary of {limits.vocabulary_size}; "
-                    "tokenize with the served model's tokenizer",
+                    f"token id {highest} is outside the vocabulary; use ids from 0 to {limits.vocabulary_size - 1}",
                     field="prompt.token_ids",
                 )
             return len(ids)

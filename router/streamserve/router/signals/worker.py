@@ -55,6 +55,7 @@ class TrackedWorker:
         self.detail = ""
         self.kv: KvGeometry | None = None
         self.max_model_tokens = 0
+        self.vocabulary_size = 0
         self.described_boot = 0
         self.in_file = False
         self.listed_at_seconds = NEVER
@@ -113,7 +114,7 @@ class TrackedWorker:
         self._retire_client()
         self.ledger.restarted()
         self.breaker, self.detail = Closed(), ""
-        self.kv, self.max_model_tokens, self.described_boot = None, 0, 0
+        self.kv, self.max_model_tokens, self.vocabulary_size, self.described_boot = None, 0, 0, 0
         self._worked_until_seconds = NEVER
 
     # What it says
@@ -141,7 +142,7 @@ class TrackedWorker:
             # It may not know the name under which it is reached; where it answered is where it is.
             self.located(lane=self.lane, revision=self.revision, address=address)
         self.kv = KvGeometry(state.kv.block_tokens, state.kv.bytes_per_block) if state.kv.block_tokens else None
-        self.max_model_tokens = state.max_model_tokens
+        self.max_model_tokens, self.vocabulary_size = state.max_model_tokens, state.vocabulary_size
         self.described_boot = endpoint.boot_id
         self._view = None
         return self.offered(state.signals, now_seconds) if state.signals else Offer.OLD
@@ -226,6 +227,7 @@ class TrackedWorker:
                 health_detail=self.detail,
                 kv=self.kv,
                 max_model_tokens=self.max_model_tokens,
+                vocabulary_size=self.vocabulary_size,
             )
         return self._view
 

@@ -122,6 +122,9 @@ class Lane:
     def model_length(self, tokens: int) -> Self:
         return self._every(max_model_tokens=tokens)
 
+    def vocabulary(self, size: int) -> Self:
+        return self._every(vocabulary_size=size)
+
     def booked(self, *, tokens: int = 0, requests: int = 0) -> Self:
         """Tokens on the prefill workers, requests on the decode workers."""
         self.prefills[:] = [replace(w, booked_tokens=tokens) for w in self.prefills]

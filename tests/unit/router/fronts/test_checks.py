@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.unit.router.flowguard.builders import fleet, lane
 
 from streamserve.contract import sampling, tokens
 from streamserve.contract.errors import DeadlineExceeded, InvalidRequest, NotReady, StreamServeError, UnknownModel
 from streamserve.contract.runtime_config import ConfigId, RuntimeConfig
-from streamserve.router.fronts.checks import MAX_DEADLINE_SECONDS, Checks, ModelLimits
+from streamserve.router.fronts.checks import MAX_DEADLINE_SECONDS, Checks, ModelLimits, limits_of
 from streamserve.v1 import common_pb2, inference_pb2
 
 LIMITS = ModelLimits(max_model_tokens=100, vocabulary_size=1_000)
@@ -42,7 +43,11 @@ def chat_of(*messages: common_pb2.ChatMessage) -> inference_pb2.GenerateRequest:
 
 
 REFUSED: dict[str, tuple[inference_pb2.GenerateRequest, str, str]] = {
-    "an id beyond the vocabulary": (ids(5, 1_000), "prompt.token_ids", "outside the vocabulary of 1000"),
+    "an id beyond the vocabulary": (
+        ids(5, 1_000),
+        "prompt.token_ids",
+        "token id 1000 is outside the vocabulary; use ids from 0 to 999",
+    ),
     "a prompt that fills the model": (ids(*range(100)), "prompt", "shorten the prompt"),
     "an answer that does not fit beside the prompt": (
         ids(*range(90), max_tokens=11),
@@ -138,6 +143,13 @@ def test_text_is_estimated_and_never_refused_for_its_estimate() -> None:
 def test_nothing_is_refused_for_length_while_no_worker_has_said_its_own() -> None:
     unknown = checks("tiny", limits=ModelLimits())
     assert unknown.checked(ids(4_000_000), request_id="r", remaining_seconds=None).max_tokens == 256
+
+
+def test_the_limits_are_those_that_every_worker_keeps_and_no_worker_passes() -> None:
+    lanes = [lane("a").model_length(4_096).vocabulary(512), lane("b").model_length(2_048).vocabulary(500)]
+    silent = lane("c").model_length(0).vocabulary(0)
+    assert limits_of(fleet(*lanes, silent)) == ModelLimits(max_model_tokens=2_048, vocabulary_size=512)
+    assert limits_of(fleet(silent)) == limits_of(fleet()) == ModelLimits()
 
 
 def test_deadlines() -> None:
