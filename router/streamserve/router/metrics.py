@@ -6,10 +6,13 @@ two quantiles; the error itself (actual less predicted) is a third.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from streamserve.contract.errors import StreamServeError
 
 MAX_WORKLOADS: Final = 64
 _TTFT_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -96,6 +99,19 @@ class RouterMetrics:
 
     def turned_away(self, front: str) -> None:
         self._turned_away.labels(front).inc()
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Around what a front does before the scheduler has the request: what is refused there has ended too."""
+        try:
+            yield
+        except StreamServeError as error:
+            self.refused(error.reason)
+            raise
+
+    def refused(self, outcome: str) -> None:
+        """A request that has no times, and no workload of which anybody made sure."""
+        self._requests.labels(outcome, "default").inc()
 
     def worker_failed(self, reason: str) -> None:
         self._worker_failures.labels(reason).inc()

@@ -104,6 +104,7 @@ class Orchestrator:
     async def serve(self, request: GenerationRequest, write: Write) -> None:
         """Send the whole answer through `write` (GenerateResponse bytes). Raises what the client has to be told."""
         if request.id in self._running:
+            self.metrics.refused(DuplicateRequest.default_reason)
             raise DuplicateRequest(
                 f"request {request.id} is still running here; choose another x-request-id or wait for its end"
             )

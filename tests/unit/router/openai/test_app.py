@@ -1,4 +1,4 @@
-"""The OpenAI front over a session core on a fake fleet: what a connection that stops taking anything does to it."""
+"""The OpenAI front over a session core on a fake fleet: what it counts, and clients that stop reading."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Connection:
 
     def __init__(self, body: dict[str, Any], full: Callable[[bytes], bool] = lambda read: False) -> None:
         self._body = json.dumps(body).encode()
+        self.headers: list[tuple[bytes, bytes]] = []
         self._full = full
         self._ended = asyncio.Event()
         self.status = 0
@@ -50,13 +51,13 @@ class Connection:
         return self._ended.is_set()
 
 
-async def exchange(stage: Stage, connection: Connection, path: str = "/v1/completions") -> None:
+async def exchange(stage: Stage, connection: Connection, *, accepting: bool = True) -> None:
     checks = Checks(config=lambda: SERVED, limits=ModelLimits, clock=time.monotonic)
     built = app.build(
-        stage.orchestrator, checks, config=lambda: SERVED, accepting=lambda: True, wall_clock=lambda: 1_000.0
+        stage.orchestrator, checks, config=lambda: SERVED, accepting=lambda: accepting, wall_clock=lambda: 1_000.0
     )
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
-    await built(scope, connection.receive, connection.send)  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "root_path": ""}
+    await built(scope | {"headers": connection.headers}, connection.receive, connection.send)  # type: ignore[arg-type]
 
 
 STREAM = {"prompt": "hello", "max_tokens": 4, "stream": True}
@@ -90,3 +91,28 @@ async def test_a_client_that_stops_reading_at_the_end_is_cut_off_and_counted_so(
         assert stage.outcomes() == {"SLOW_CONSUMER": 1}
         assert stage.nothing_is_left()
     assert not connection.whole
+
+
+ASKED = {"prompt": "hello", "max_tokens": 4}
+# name: (body, headers, whether the router takes requests, status, outcome)
+COUNTED: dict[str, tuple[dict[str, Any], dict[bytes, bytes], bool, int, str]] = {
+    "an answer": (ASKED, {}, True, 200, "OK"),
+    "a parameter that is not built": (ASKED | {"n": 2}, {}, True, 400, "INVALID_REQUEST"),
+    "a prompt without words": (ASKED | {"prompt": ""}, {}, True, 400, "INVALID_REQUEST"),
+    "another model": (ASKED | {"model": "big"}, {}, True, 404, "UNKNOWN_MODEL"),
+    "a body that is too large": (ASKED, {b"content-length": b"99999999"}, True, 413, "BODY_TOO_LARGE"),
+    "an id that is none": (ASKED, {b"x-request-id": b"a b"}, True, 400, "INVALID_REQUEST"),
+    "a router that stops": (ASKED, {}, False, 503, "NOT_READY"),
+}
+
+
+@pytest.mark.parametrize(("body", "headers", "accepting", "status", "outcome"), COUNTED.values(), ids=COUNTED.keys())
+async def test_whatever_is_asked_is_counted_once_with_its_outcome(
+    body: dict[str, Any], headers: dict[bytes, bytes], accepting: bool, status: int, outcome: str
+) -> None:
+    connection = Connection(body)
+    connection.headers = list(headers.items())
+    async with Stage(FakeFleet([lane("a")])) as stage:
+        await exchange(stage, connection, accepting=accepting)
+        assert stage.outcomes() == {outcome: 1}
+    assert (connection.status, connection.whole) == (status, True)

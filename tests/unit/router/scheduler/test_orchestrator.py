@@ -297,6 +297,7 @@ async def test_a_request_id_may_run_once_at_a_time() -> None:
         with pytest.raises(DuplicateRequest):
             await stage.serve(request("same"))
         assert stage.orchestrator.running == 1
+        assert stage.outcomes() == {"DUPLICATE_REQUEST_ID": 1}
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
 

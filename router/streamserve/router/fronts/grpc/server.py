@@ -38,15 +38,16 @@ class InferenceServicer:
 
     async def generate(self, data: bytes, context: Any) -> None:
         try:
-            if not self._accepting():
-                raise NotReady("the router is stopping: send the request to another one")
-            request_id = status.request_id_of(context)
-            # For what is logged here, around the orchestrator; the call's context goes with it.
-            logs.request_id.set(request_id)
-            message = self._checks.parsed(data)
-            request = self._checks.checked(
-                message, request_id=request_id, remaining_seconds=status.remaining_seconds(context)
-            )
+            with self._orchestrator.metrics.refusals():
+                if not self._accepting():
+                    raise NotReady("the router is stopping: send the request to another one")
+                request_id = status.request_id_of(context)
+                # For what is logged here, around the orchestrator; the call's context goes with it.
+                logs.request_id.set(request_id)
+                message = self._checks.parsed(data)
+                request = self._checks.checked(
+                    message, request_id=request_id, remaining_seconds=status.remaining_seconds(context)
+                )
             await self._orchestrator.serve(request, _writer(context, request_id))
         except _ClientLeft as error:
             # Nobody hears an answer.

@@ -142,17 +142,8 @@ class _Generation:
             await reply.fail(InternalError("the router failed; report this with its log"))
 
     async def _answer(self, headers: dict[str, str], receive: Receive, reply: _Reply) -> None:
-        if not self._accepting():
-            raise NotReady("the router is stopping: send the request to another one")
-        try:
-            checked_request_id(reply.request_id)
-        except InvalidRequest:
-            reply.request_id = uuid4().hex
-            raise
-        parsed = self._read(await _body(headers, receive))
-        request = self._checks.checked(
-            parsed.to_message(), request_id=reply.request_id, remaining_seconds=_timeout(headers)
-        )
+        with self._orchestrator.metrics.refusals():
+            parsed, request = await self._asked(headers, receive, reply)
         answer = responses.Answer(
             chat=self._chat,
             id=f"{'chatcmpl' if self._chat else 'cmpl'}-{request.id}",
@@ -161,6 +152,22 @@ class _Generation:
         )
         work = self._stream if parsed.stream else self._whole
         await _unless_gone(receive, work(request, answer, reply, parsed.include_usage))
+
+    async def _asked(
+        self, headers: dict[str, str], receive: Receive, reply: _Reply
+    ) -> tuple[Parsed, GenerationRequest]:
+        """Raises what is wrong with the request."""
+        if not self._accepting():
+            raise NotReady("the router is stopping: send the request to another one")
+        try:
+            checked_request_id(reply.request_id)
+        except InvalidRequest:
+            reply.request_id = uuid4().hex
+            raise
+        parsed = self._read(await _body(headers, receive))
+        return parsed, self._checks.checked(
+            parsed.to_message(), request_id=reply.request_id, remaining_seconds=_timeout(headers)
+        )
 
     async def _whole(
         self, request: GenerationRequest, answer: responses.Answer, reply: _Reply, include_usage: bool
