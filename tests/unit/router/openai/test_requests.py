@@ -19,6 +19,9 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 # name: (body beside what is required, the parameter that the refusal names, part of the message)
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "two answers": ({"n": 2}, "n", "unsupported parameter: 'n'"),
+    "a switch for a number of answers": ({"n": True}, "n", "unsupported parameter: 'n'"),
+    "a fraction for a number of answers": ({"n": 1.0}, "n", "unsupported parameter: 'n'"),
+    "a number for the switch of the echo": ({"echo": 0}, "echo", "unsupported parameter: 'echo'"),
     "the best of several": ({"best_of": 4}, "best_of", "unsupported"),
     "tools": ({"tools": [{"type": "function"}]}, "tools", "unsupported"),
     "a logit bias": ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported"),

@@ -226,7 +226,10 @@ def _read(kind: type[_Request], body: bytes) -> _Request:
 
 
 def _changes_nothing(value: Any, unused: tuple[Any, ...] | None) -> bool:
-    return unused is not None and (value is None or value in unused)
+    """By type too: to Python true is 1 and 1.0, and 0 is false."""
+    if unused is None or value is None:
+        return unused is not None
+    return any(type(value) is type(each) and value == each for each in unused)
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
