@@ -37,6 +37,11 @@ class Tasks:
         _log.error("task %s died: %r", task.get_name(), self.error, exc_info=self.error)
         self.failed.set()
 
+    async def join(self, timeout_seconds: float) -> None:
+        """Let what runs now end by itself, at most this long. For sets whose tasks end."""
+        if running := list(self._tasks):
+            await asyncio.wait(running, timeout=timeout_seconds)
+
     async def stop(self, timeout_seconds: float = 5.0) -> None:
         """Cancel all and wait for them; one that does not end in time is logged by name."""
         pending = [task for task in self._tasks if task is not asyncio.current_task()]

@@ -80,7 +80,6 @@ class Router:
             self._dispatcher,
             config=self.config,
             clock=time.monotonic,
-            tasks=self._tasks,
             metrics=self._metrics,
             goodput=self._goodput,
             router_id=router_id,
@@ -172,7 +171,8 @@ class Router:
         if self._http is not None:
             closing.append(self._http.stop(_CUT_SECONDS))
         await asyncio.gather(*closing)
-        # Aborts of what was cut are short; they go out before the connections close.
+        # Aborts of what was cut go out before the connections to the workers close.
+        await self._orchestrator.stop()
         await self._tasks.stop(_CUT_SECONDS)
         await self._fleet.stop()
         if self._settings.ready_file is not None:

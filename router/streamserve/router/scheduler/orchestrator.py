@@ -10,8 +10,8 @@ Chunks are forwarded as bytes: a DecodeResponse behind an `attempt` field is a G
 and protobuf messages merge by concatenation). Only the first chunk gets more (the route), and only a chunk with a
 load report is written anew, without it.
 
-Whatever ends the request, its bookings are given back and its workers told before `serve` returns or raises; the
-aborts themselves run on in the router's task set, each at most ABORT_SECONDS.
+Whatever ends the request, its bookings are given back before `serve` returns or raises, and the aborts for its workers
+are on their way; each takes at most ABORT_SECONDS, and `stop` waits for them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ DEADLINE_MARGIN_SECONDS: Final = 0.005
 _END_SECONDS: Final = 1.0
 
 Write = Callable[[bytes], Awaitable[None]]
+"""Sends a chunk to the client. Raises ClientLeft where there is none any more."""
 _log = logs.get(__name__)
+
+
+class ClientLeft(Cancelled):
+    """The client's call ended under a write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +79,6 @@ class Orchestrator:
         *,
         config: Callable[[], RuntimeConfig],
         clock: Callable[[], float],
-        tasks: Tasks,
         metrics: RouterMetrics,
         goodput: GoodputMeter,
         router_id: int,
@@ -85,7 +89,6 @@ class Orchestrator:
         self.dispatcher = dispatcher
         self.config = config
         self.clock = clock
-        self.tasks = tasks
         self.metrics = metrics
         self.goodput = goodput
         self.router_id = router_id
@@ -93,6 +96,7 @@ class Orchestrator:
         self.budget = budget or RetryBudget()
         self.idle = asyncio.Event()
         self.idle.set()
+        self._aborts = Tasks("aborts")
         self._running: set[str] = set()
         self._numbers = count(1)
 
@@ -135,9 +139,14 @@ class Orchestrator:
                 self.goodput.ended(ended)
             logs.request_id.reset(token)
 
+    async def stop(self) -> None:
+        """Let the aborts that are on their way go out: workers must not go on with what nobody waits for."""
+        await self._aborts.join(ABORT_SECONDS)
+        await self._aborts.stop()
+
     def abort_workers(self, request_id: str, attempt: int, workers: tuple[str, ...]) -> None:
         for worker in workers:
-            self.tasks.spawn(f"abort-{worker}", self._abort(request_id, attempt, worker))
+            self._aborts.spawn(worker, self._abort(request_id, attempt, worker))
 
     async def _abort(self, request_id: str, attempt: int, worker: str) -> None:
         with suppress(StreamServeError, TimeoutError):
@@ -416,6 +425,9 @@ class _Run:
                             self._owner.fleet.on_result(worker, None)
                         return left
                     self._watchdog.expect(Cause.STALL, between)
+        except ClientLeft:
+            # It was no read from the worker that failed.
+            raise
         except StreamServeError as error:
             return self._session.handle(core.DecodeFailed(action.attempt, self._judged(worker, error)))
         self._owner.fleet.on_result(worker, WorkerLost("the stream ended without its last chunk"))

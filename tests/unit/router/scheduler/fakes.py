@@ -118,6 +118,7 @@ class FakeClient:
         return FakeStream(self.fleet.decode(self.worker_id))
 
     async def abort(self, request_id: str, attempt: int = 0, *, timeout_seconds: float = 1.0) -> bool:
+        await asyncio.sleep(self.fleet.abort_seconds)
         self.fleet.aborted.append((self.worker_id, request_id, attempt))
         return True
 
@@ -138,6 +139,7 @@ class FakeFleet:
     booked: Counter[str] = field(default_factory=Counter)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     aborted: list[tuple[str, str, int]] = field(default_factory=list)
+    abort_seconds: float = 0.0
     reports: list[tuple[str, bytes]] = field(default_factory=list)
     results: list[tuple[str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -211,7 +213,6 @@ class Stage:
             self.dispatcher,
             config=lambda: self.config,
             clock=time.monotonic,
-            tasks=self.tasks,
             metrics=RouterMetrics(),
             goodput=self.goodput,
             router_id=ROUTER_ID,
@@ -223,6 +224,7 @@ class Stage:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.orchestrator.stop()
         await self.tasks.stop(1.0)
 
     async def serve(self, asked: GenerationRequest | None = None) -> list[inference_pb2.GenerateResponse]:

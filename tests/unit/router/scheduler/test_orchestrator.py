@@ -28,8 +28,9 @@ from streamserve.contract.signals import Ack, Role, WorkerSignals
 from streamserve.router.flowguard.decision import Decision
 from streamserve.router.flowguard.pick import pick
 from streamserve.router.flowguard.view import Health, LaneState
-from streamserve.router.scheduler import dispatch
+from streamserve.router.scheduler import dispatch, orchestrator
 from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
+from streamserve.router.scheduler.orchestrator import ClientLeft
 from streamserve.router.signals.bookings import Booking, Ledger
 from streamserve.v1 import inference_pb2, worker_pb2
 
@@ -224,6 +225,48 @@ async def test_a_client_that_leaves_frees_everything(where: str) -> None:
         assert stage.dispatcher.queue.requests == 0
         await asyncio.sleep(0)
     assert bool(fleet.aborted) == (where != "queue")
+
+
+@pytest.mark.parametrize("chunks_before", [0, 1, 2])
+async def test_a_client_that_leaves_under_a_write_is_no_failure_of_its_worker(chunks_before: int) -> None:
+    fleet = FakeFleet([lane("a")])
+    written = 0
+
+    async def until_it_left(_: bytes) -> None:
+        nonlocal written
+        if written == chunks_before:
+            raise ClientLeft("the client left")
+        written += 1
+
+    async with Stage(fleet) as stage:
+        with pytest.raises(ClientLeft):
+            await stage.orchestrator.serve(request(), until_it_left)
+        assert stage.nothing_is_left()
+        assert stage.outcomes() == {"CANCELLED": 1}
+    assert {reason for _, reason in fleet.results} <= {"OK"}
+
+
+async def test_a_stop_lets_the_aborts_of_what_it_cut_go_out() -> None:
+    fleet = FakeFleet([lane("a")], decode=lambda _: [chunk(0, 7), HANG], abort_seconds=0.05)
+    async with Stage(fleet) as stage:
+        task = asyncio.create_task(stage.serve())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await stage.orchestrator.stop()
+        assert [worker for worker, _, _ in fleet.aborted] == ["a-d0"]
+
+
+async def test_a_stop_waits_for_no_abort_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchestrator, "ABORT_SECONDS", 0.02)
+    fleet = FakeFleet([lane("a")], prefill=lambda _: HANG, abort_seconds=60.0)
+    async with Stage(fleet) as stage:
+        task = asyncio.create_task(stage.serve())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(5.0):
+            await stage.orchestrator.stop()
 
 
 async def test_a_client_that_does_not_read_is_cut_off() -> None:

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import grpc
 
-from streamserve.contract.errors import Cancelled, InternalError, NotReady, StreamServeError
+from streamserve.contract.errors import InternalError, NotReady, StreamServeError
 from streamserve.router.fronts.checks import Checks
-from streamserve.router.scheduler.orchestrator import Orchestrator, Write
+from streamserve.router.scheduler.orchestrator import ClientLeft, Orchestrator, Write
 from streamserve.runtime import logs, status
 
 SERVICE: Final = "streamserve.v1.InferenceService"
@@ -49,7 +49,7 @@ class InferenceServicer:
                     message, request_id=request_id, remaining_seconds=status.remaining_seconds(context)
                 )
             await self._orchestrator.serve(request, _writer(context, request_id))
-        except _ClientLeft as error:
+        except ClientLeft as error:
             # Nobody hears an answer.
             _log.info("%s", error.message)
         except StreamServeError as error:
@@ -59,10 +59,6 @@ class InferenceServicer:
         except Exception:
             _log.exception("Generate failed")
             await _abort(context, InternalError("the router failed; report this with its log"))
-
-
-class _ClientLeft(Cancelled):
-    """The call ended under a write."""
 
 
 def _writer(context: Any, request_id: str) -> Write:
@@ -78,7 +74,7 @@ def _writer(context: Any, request_id: str) -> Write:
             await context.write(data)
         except grpc.aio.BaseError as error:
             # A call that has ended is UsageError, one that ends in this moment InternalError.
-            raise _ClientLeft(f"the client left: {error}") from error
+            raise ClientLeft(f"the client left: {error}") from error
 
     return write
 
