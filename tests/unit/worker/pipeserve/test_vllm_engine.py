@@ -18,6 +18,7 @@ from streamserve.worker.pipeserve import compat, vllm_engine, vllm_requests
 from streamserve.worker.pipeserve.engine import ChatPrompt, Job, KvGeometry, Outcome, Prompt, TextPrompt, TokenPrompt
 from streamserve.worker.pipeserve.vllm_engine import VllmEngine
 from streamserve.worker.pipeserve.vllm_meters import Meters
+from streamserve.worker.specustream import hook
 from streamserve.worker.specustream.driver import Driver
 from streamserve.worker.specustream.policy import Adopted, DepthPolicy
 from streamserve.worker.specustream.record import Record, RecordWriter
@@ -56,6 +57,7 @@ class Llm:
     errored: bool = False
     ended: list[asyncio.Task[None]] = field(default_factory=list)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    told: list[tuple[str, ...]] = field(default_factory=list)
     vllm_config: ClassVar[Any] = SimpleNamespace(
         model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=64),
         scheduler_config=SimpleNamespace(max_num_seqs=4, policy="fcfs"),
@@ -76,6 +78,17 @@ class Llm:
         )
         yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
 
+    async def abort(self, request_id: str) -> None:
+        """Of a request that the core has finished: nothing is done."""
+        self.told.append(("abort", request_id))
+
+    @property
+    def engine_core(self) -> Llm:
+        return self
+
+    async def call_utility_async(self, *call: str) -> None:
+        self.told.append(call)
+
     async def _end(self, request_id: str, seconds: float) -> None:
         await asyncio.sleep(seconds)
         if self.records:
@@ -95,7 +108,9 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     monkeypatch.setattr(compat, "is_bad_request", lambda error: isinstance(error, ValueError))
     monkeypatch.setattr(vllm_requests, "answer_params", lambda *_, **__: None)
 
-    def make(stop_reason: str | int | None = None, *, late: bool = False, **llm: Any) -> tuple[VllmEngine, Llm]:
+    def make(
+        stop_reason: str | int | None = None, *, late: bool = False, role: str = "decode", **llm: Any
+    ) -> tuple[VllmEngine, Llm]:
         scheduler = Driver(
             policy=DepthPolicy("Off"),
             adopted=Adopted(1),
@@ -106,7 +121,7 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
         )
         inner = Llm(scheduler, stop_reason, late, **llm)
         record = Record.open(tmp_path / "record")
-        return VllmEngine(inner, KV, record, Meters(), role="decode", max_depth=0), inner
+        return VllmEngine(inner, KV, record, Meters(), role=role, max_depth=0), inner
 
     return make
 
@@ -159,6 +174,20 @@ async def test_parameters_that_vllm_refuses_are_the_clients_fault(
     monkeypatch.setattr(vllm_requests, "answer_params", refuse)
     with pytest.raises(InvalidRequest, match="vLLM refuses the request: top_k must be an integer"):
         await answered(make_engine()[0])
+
+
+async def test_an_aborted_prompt_is_let_go_of_though_nobody_has_read_that_it_was_computed(
+    make_engine: MakeEngine,
+) -> None:
+    engine, llm = make_engine(role="prefill")
+    await engine.abort("r#1")
+    assert llm.told == [("abort", "r#1"), (hook.RELEASE, "r#1")]
+
+
+async def test_an_engine_that_holds_no_prompts_is_asked_to_let_go_of_none(make_engine: MakeEngine) -> None:
+    engine, llm = make_engine(role="decode")
+    await engine.abort("r#1")
+    assert llm.told == [("abort", "r#1")]
 
 
 # The engine takes 64 tokens with the answer.

@@ -1,5 +1,6 @@
 """The mixin over a stand-in for vLLM's scheduler: order of calls, truncation, and never an exception of ours."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,3 +199,22 @@ def test_whatever_breaks_in_us_vllm_goes_on(tmp_path: Path, event: str, monkeypa
 )
 def test_the_callers_id_is_what_vllm_was_given(internal: str, external: str) -> None:
     assert compat.external_id(internal) == external
+
+
+def test_the_leases_of_prompts_held_under_an_id_end_and_no_other() -> None:
+    def request(*, finished: bool) -> SimpleNamespace:
+        return SimpleNamespace(is_finished=lambda: finished)
+
+    requests = {
+        "a#1-1234abcd": request(finished=True),
+        "a#1-5678abcd": request(finished=False),
+        "a#10-1234abcd": request(finished=True),
+        "a#2-1234abcd": request(finished=True),
+    }
+    deadlines: dict[str, float] = {"a#2-1234abcd": 1e12}
+    connector = SimpleNamespace(connector_scheduler=SimpleNamespace(_reqs_need_send=deadlines))
+    before = time.perf_counter()
+    assert compat.release_held(SimpleNamespace(requests=requests, connector=connector), "a#1") == 1
+    assert before <= deadlines.pop("a#1-1234abcd") <= time.perf_counter()
+    assert deadlines == {"a#2-1234abcd": 1e12}
+    assert compat.release_held(SimpleNamespace(requests=requests, connector=None), "a#1") == 0

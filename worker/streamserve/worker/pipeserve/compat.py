@@ -239,14 +239,16 @@ def external_id(request_id: str) -> str:
     return name if dash and len(suffix) == 8 else request_id
 
 
-def release_held(scheduler: Any, request_id: str) -> bool:
-    """Let the lease of a computed prompt, held for a pull, run out now; False when nothing is held under this id."""
-    request = scheduler.requests.get(request_id)
-    if request is None or not request.is_finished() or scheduler.connector is None:
-        return False
-    # The worker's side takes the deadline over at the next step and frees what has expired.
-    scheduler.connector.connector_scheduler._reqs_need_send[request_id] = time.perf_counter()
-    return True
+def release_held(scheduler: Any, external: str) -> int:
+    """Let the leases of computed prompts, held for a pull under the caller's id, run out now; returns how many."""
+    if scheduler.connector is None:
+        return 0
+    requests = scheduler.requests.items()
+    held = [name for name, request in requests if request.is_finished() and external_id(name) == external]
+    for name in held:
+        # The worker's side takes the deadline over at the next step and frees what has expired.
+        scheduler.connector.connector_scheduler._reqs_need_send[name] = time.perf_counter()
+    return len(held)
 
 
 def engine_input(token_ids: Sequence[int]) -> Any:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,6 @@ from streamserve.worker.specustream.record import Record, RequestRecord
 
 # A text or chat of more is cut into tokens in a thread: meanwhile nobody else would be served.
 _LONG_TEXT_CHARACTERS: Final = 20_000
-_MAX_HELD: Final = 8_192
 _STOP_SECONDS: Final = 10.0
 # How long the last chunk of an answer waits for the scheduler's record of it, which comes a step after a stop string.
 _RECORD_SECONDS: Final = 0.5
@@ -147,8 +145,6 @@ class VllmEngine:
         self._speculative = max_depth > 0
         self._stopped = False
         self._port_holder = port_holder
-        # Prompts held for a pull: our id to vLLM's own. Bounded; an entry that is pushed out waits for its lease.
-        self._held: OrderedDict[str, str] = OrderedDict()
         vocabulary, longest, running = compat.limits(llm)
         self._info = EngineInfo(
             kind="Vllm",
@@ -183,9 +179,6 @@ class VllmEngine:
         parameters = last.kv_transfer_params if last is not None else None
         if not parameters:
             raise InternalError("vLLM computed the prompt but holds no KV of it for a pull; see the engine's log")
-        self._held[job.request_id] = str(parameters.get("remote_request_id", ""))
-        if len(self._held) > _MAX_HELD:
-            self._held.popitem(last=False)
         return Prefilled(
             prompt_token_ids=ids,
             kv_handle=vllm_requests.pack(parameters),
@@ -234,10 +227,10 @@ class VllmEngine:
         if self._dead():
             return
         await self._llm.abort(request_id)
-        held = self._held.pop(request_id, None)
-        if held:
+        if self._role == "prefill":
+            # vLLM aborts nothing that it has finished: a prompt that is held for a pull, whether or not we read so yet.
             with contextlib.suppress(Exception):
-                await compat.call_engine_utility(self._llm, hook.RELEASE, held)
+                await compat.call_engine_utility(self._llm, hook.RELEASE, request_id)
 
     async def configure(self, id: ConfigId, speculation: SpeculationConfig) -> Adopted:
         # Without a drafter there is nothing that a bound could bound: its lane waits to be replaced.

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 CONFIGURE = "streamserve_configure"
 """Name of the utility that AsyncLLM calls to swap the policy."""
 RELEASE = "streamserve_release"
-"""Name of the utility that frees a computed prompt nobody will pull any more."""
+"""Name of the utility that frees a computed prompt nobody will pull any more; takes the id that AsyncLLM was given."""
 
 
 def scheduler(*args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def _configure(engine_core: Any, payload: str) -> str:
     return json.dumps({"generation": adopted.generation, "step": adopted.step})
 
 
-def _release(engine_core: Any, request_id: str) -> bool:
+def _release(engine_core: Any, request_id: str) -> int:
     return compat.release_held(engine_core.scheduler, request_id)
 
 
