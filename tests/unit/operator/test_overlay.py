@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
+
+from streamserve.contract.lanes import Slot
 from streamserve.contract.streampair import StreamPair
-from streamserve.operator.builders import router
+from streamserve.operator.builders import router, worker_pods
 from streamserve.operator.naming import Manifest
 from streamserve.operator.site import Site
 
@@ -30,3 +33,18 @@ def test_a_spread_over_another_topology_or_of_another_strictness_comes_after_our
     (ours,) = spreads()
     strict = {**HOSTS, "whenUnsatisfiable": "DoNotSchedule"}
     assert spreads(ZONES, strict) == [ours, ZONES, strict]
+
+
+NEAR = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"podAffinity": None}, {"podAffinity": {NEAR: None}}, {"podAffinity": {}}, {"podAffinity": {NEAR: []}}],
+    ids=["no affinity", "no terms", "an empty affinity", "an empty list"],
+)
+def test_an_affinity_that_says_nothing_leaves_the_placement_of_the_lane(given: dict[str, Any]) -> None:
+    plain, made = ({}, {"prefill": {"template": {"affinity": {"nodeAffinity": {"a": 1}, **given}}}})
+    ours, theirs = (worker_pods.pod(pair(spec), SITE, 0, Slot("prefill", 0), "r")["spec"] for spec in (plain, made))
+    assert ours["affinity"]["podAffinity"][NEAR] != []
+    assert theirs["affinity"] == {**ours["affinity"], "nodeAffinity": {"a": 1}}

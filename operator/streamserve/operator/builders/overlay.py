@@ -53,7 +53,9 @@ def as_written(template: Template) -> dict[str, Any]:
 
 
 def merged(ours: Any, theirs: Any) -> Any:
-    """Maps by key, lists one after the other, anything else theirs."""
+    """Maps by key, lists one after the other, anything else theirs. A null says nothing, as Kubernetes takes it."""
+    if theirs is None:
+        return copy.deepcopy(ours)
     if isinstance(ours, dict) and isinstance(theirs, dict):
         result = {key: copy.deepcopy(value) for key, value in ours.items()}
         for key, value in theirs.items():
