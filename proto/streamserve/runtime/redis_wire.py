@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 _READ_BYTES: Final = 65_536
+_ENCODED: Final = "write a /, ? or # of the password as %2F, %3F or %23"
 Command = tuple[str | bytes | int | float | memoryview, ...]
 
 
@@ -40,18 +41,27 @@ class RedisUrl:
 
 
 def parse_url(url: str) -> RedisUrl:
-    """Raises ValueError for a URL of another kind."""
-    parts = urlsplit(url)
+    """Raises ValueError, which shows nothing of the URL: any part of one that is misspelt may be of its password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("its host cannot be read; write redis://[user:password@]host:port/0") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(f"{parts.scheme or url!r} is no Redis URL: use redis://, rediss:// or unix://")
+        raise ValueError("it is no Redis URL: use redis://, rediss:// or unix://")
+    try:
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError(f"its port is not a number up to 65535; {_ENCODED}") from None
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     path = unquote(parts.path) if parts.scheme == "unix" else ""
+    if parts.scheme == "unix" and not path:
+        raise ValueError("it names no socket; write unix:///path/of/the/socket")
     number = options.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
-    if not number.isdigit():
-        raise ValueError(f"database {number!r} is not a number")
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"its database is not a number; {_ENCODED}")
     return RedisUrl(
         host=parts.hostname or "127.0.0.1",
-        port=parts.port or 6379,
+        port=port,
         path=path,
         tls=parts.scheme == "rediss",
         database=int(number),

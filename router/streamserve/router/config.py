@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from streamserve.contract.keys import Keyspace
-from streamserve.runtime import tls
+from streamserve.runtime import redis_url, tls
 from streamserve.runtime.errors import SetupError
 from streamserve.runtime.grpc import split_address
 from streamserve.runtime.tls import TlsFiles
@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str]) -> RouterSettings:
     return RouterSettings(
         keyspace=keyspace,
         pair_uid=given.pair_uid,
-        redis_url=given.redis or os.environ.get(REDIS_VARIABLE) or None,
+        redis_url=redis_url.chosen(given.redis, os.environ, REDIS_VARIABLE),
         grpc=given.grpc,
         http=given.http,
         metrics=given.metrics,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from streamserve.contract.keys import Keyspace
 from streamserve.contract.runtime_config import MAX_DEPTH
+from streamserve.runtime import redis_url
 from streamserve.runtime.errors import SetupError
 from streamserve.runtime.grpc import split_address
 from streamserve.runtime.tls import TlsFiles, from_arguments
@@ -192,7 +193,7 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str] = os.e
         revision=given.revision,
         keyspace=keyspace,
         pair_uid=given.pair_uid,
-        redis_url=given.redis or environment.get(REDIS_VARIABLE) or None,
+        redis_url=redis_url.chosen(given.redis, environment, REDIS_VARIABLE),
         grpc=given.grpc,
         advertise=given.advertise,
         metrics=given.metrics,
