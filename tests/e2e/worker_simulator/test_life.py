@@ -214,6 +214,33 @@ async def test_a_reader_who_reads_nothing_is_given_up_and_frees_the_engine(lane:
         assert isinstance(from_rpc_error(caught.value), SlowConsumer)
 
 
+async def test_an_answer_that_waits_for_its_reader_alone_is_no_work_of_the_worker(lane: Lane) -> None:
+    lane.fault("decode", '{"step_seconds": 0.01}')
+    request = decode_request(prefill_request(max_tokens=200))
+    async with stub(lane.decode) as decode:
+
+        async def load() -> tuple[int, int]:
+            state = await decode.GetState(worker_pb2.GetStateRequest(), timeout=2)
+            now = signals.decode(state.signals)
+            return now.running_requests, now.waiting_requests
+
+        stream = decode.DecodeMany(timeout=60)
+        await stream.read()
+        await stream.write(worker_pb2.DecodeManyRequest(start=worker_pb2.DecodeCall(call=1, request=request)))
+        await stream.read()
+        assert await load() == (1, 0)
+        await stream.write(worker_pb2.DecodeManyRequest(pause=1))
+        end = time.monotonic() + 15
+        while await load() != (0, 0):
+            assert time.monotonic() < end, "an answer that nobody reads is still work"
+            await asyncio.sleep(0.05)
+        await stream.write(worker_pb2.DecodeManyRequest(resume=1))
+        last = worker_pb2.DecodePart()
+        while not last.ended:
+            *_, last = (await stream.read()).parts
+        assert worker_pb2.DecodeResponse.FromString(last.response).usage.completion_tokens == 200
+
+
 def test_a_worker_whose_parent_is_killed_ends_within_five_seconds(tmp_path: Path, redis_server: RedisServer) -> None:
     lane = Lane(tmp_path, redis_server)
     pid_file = tmp_path / "pid"

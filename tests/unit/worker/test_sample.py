@@ -60,7 +60,7 @@ WAITING = {
 @pytest.mark.parametrize(("running", "waiting", "taken", "want"), WAITING.values(), ids=WAITING)
 def test_waiting_requests(running: int, waiting: int, taken: int, want: int) -> None:
     engine = replace(ALIVE, running_requests=running, waiting_requests=waiting)
-    assert sample(WHO, engine, replace(SERVER, open_requests=taken), 1).waiting_requests == want
+    assert sample(WHO, engine, replace(SERVER, requests_in_engine=taken), 1).waiting_requests == want
 
 
 def test_identity_configuration_and_acknowledgements_are_carried() -> None:

@@ -115,6 +115,17 @@ async def test_flights_tell_duplicates_attempts_and_when_all_have_landed() -> No
     flights.open("a", 1)
 
 
+async def test_an_answer_that_is_whole_is_open_until_it_is_read_and_in_the_engine_no_more() -> None:
+    flights = Flights()
+    read, unread = flights.open("a", 1), flights.open("b", 1)
+    flights.leave_engine(unread)
+    flights.leave_engine(unread)
+    assert (len(flights), flights.in_engine) == (2, 1)
+    flights.close(unread)
+    flights.close(read)
+    assert (len(flights), flights.in_engine) == (0, 0)
+
+
 async def test_a_doomed_flight_cancels_its_work_and_raises_the_doom() -> None:
     flights = Flights()
     flight = flights.open("a", 1)

@@ -262,7 +262,7 @@ class Worker:
         state = ServerState(
             applied=serving.reloader.applied,
             max_running_requests=serving.engine.info.max_running_requests,
-            open_requests=len(self._flights),
+            requests_in_engine=self._flights.in_engine,
             draining=serving.drain.draining,
             config_rejected=bool(serving.config.last_error),
             acks=self._acks.latest(),

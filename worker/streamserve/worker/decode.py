@@ -58,6 +58,7 @@ async def _feed(
                 await deliver(chunk, None)
             else:
                 share.end()
+                serving.leave_engine(flight)
                 await deliver(chunk, report)
     if outcome is not None:
         return outcome

@@ -26,6 +26,7 @@ def engine_id(request_id: str, attempt: int) -> str:
 class Flight:
     request_id: str
     attempt: int
+    in_engine: bool = True
     doom: asyncio.Future[StreamServeError] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -60,6 +61,7 @@ class Flights:
     def __init__(self) -> None:
         self._open: dict[str, dict[int, Flight]] = {}
         self._count = 0
+        self._in_engine = 0
         self.idle = asyncio.Event()
         self.idle.set()
         # Prompts computed here whose KV may still be held, so that Abort can free it without knowing the attempt.
@@ -67,6 +69,11 @@ class Flights:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def in_engine(self) -> int:
+        """Those that the engine has not let go of: an answer that is whole may wait long for its reader."""
+        return self._in_engine
 
     def open(self, request_id: str, attempt: int) -> Flight:
         """Raises DuplicateRequest while the same attempt of the same request runs."""
@@ -77,8 +84,15 @@ class Flights:
             )
         flight = attempts[attempt] = Flight(request_id, attempt)
         self._count += 1
+        self._in_engine += 1
         self.idle.clear()
         return flight
+
+    def leave_engine(self, flight: Flight) -> None:
+        """Idempotent."""
+        if flight.in_engine:
+            flight.in_engine = False
+            self._in_engine -= 1
 
     def close(self, flight: Flight) -> None:
         """Idempotent."""
@@ -89,6 +103,7 @@ class Flights:
         if not attempts:
             del self._open[flight.request_id]
         self._count -= 1
+        self.leave_engine(flight)
         if not self._count:
             self.idle.set()
 

@@ -17,7 +17,7 @@ from streamserve.worker.pipeserve.engine import Chunk
 MAX_BUFFERED_TOKENS: Final = 1_024
 
 Load = Callable[[], worker_pb2.LoadReport]
-"""Asked when its chunk is put: until then the request still counts as one that runs."""
+"""Asked when its chunk is sent: until then the call is open, though the engine has let go of its request."""
 
 
 def merge(first: Chunk, second: Chunk) -> Chunk:

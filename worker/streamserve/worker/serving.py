@@ -65,6 +65,11 @@ class Serving:
         self.board.touch()
         return flight
 
+    def leave_engine(self, flight: Flight) -> None:
+        """The engine has let go of it; what is left is its reader's affair."""
+        self.flights.leave_engine(flight)
+        self.board.touch()
+
     def land(self, flight: Flight) -> None:
         self.flights.close(flight)
         self.board.touch()

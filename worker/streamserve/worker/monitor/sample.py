@@ -1,7 +1,7 @@
 """The worker's signals at one moment: what the engine counts, and what only the server knows.
 
 A request that the server has taken but the engine does not count yet is shown as waiting, so that a router which
-sees its dispatch acknowledged also sees its work.
+sees its dispatch acknowledged also sees its work. One whose answer is whole is not: it waits for its reader alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ServerState:
 
     applied: ConfigId
     max_running_requests: int
-    open_requests: int = 0
+    requests_in_engine: int = 0
     draining: bool = False
     config_rejected: bool = False
     acks: tuple[Ack, ...] = ()
@@ -51,7 +51,7 @@ def sample(identity: WorkerIdentity, engine: EngineSnapshot, server: ServerState
         flags=_flags(engine, server),
         depth=engine.depth,
         running_requests=engine.running_requests,
-        waiting_requests=max(engine.waiting_requests, server.open_requests - engine.running_requests, 0),
+        waiting_requests=max(engine.waiting_requests, server.requests_in_engine - engine.running_requests, 0),
         waiting_prompt_tokens=max(engine.waiting_prompt_tokens, 0),
         max_running_requests=server.max_running_requests,
         kv_blocks_total=total,
