@@ -50,6 +50,24 @@ SENTENCES = {
         "  speculation: {maxDepth: 17}\n",
         ["6:27: spec.speculation.maxDepth: must be at most 16, is the number 17"],
     ),
+    "a number that is octal to kubectl": (
+        "  lanes: 010\n",
+        ["6:10: spec.lanes: '010' begins with a zero, octal to kubectl: write it without, or in quotes"],
+    ),
+    "text that is a number to kubectl": (
+        "  engine: {args: {revision: 0X1F, seed: 1e1_0}}\n",
+        [
+            "6:29: spec.engine.args.revision: '0X1F' is a number to kubectl: write it in quotes, or in decimal",
+            "6:41: spec.engine.args.seed: '1e1_0' is a number to kubectl: write it in quotes, or in decimal",
+        ],
+    ),
+    "numbers that are text to kubectl": (
+        "  decode: {template: {affinity: {x: ._5, z: 1e400}}}\n",
+        [
+            "6:37: spec.decode.template.affinity.x: '._5' cannot be read as float: correct it, or write it in quotes",
+            "6:45: spec.decode.template.affinity.z: '1e400' cannot be read as float: correct it, or write it in quotes",
+        ],
+    ),
     "a negative number of lanes": ("  lanes: -1\n", ["6:10: spec.lanes: must be at least 0, is the number -1"]),
     "an enum in lower case": (
         "  failurePolicy: degrade\n",
@@ -150,6 +168,13 @@ WHOLE_FILES: dict[str, tuple[str | bytes, str]] = {
     "a number of a thousand digits": (HEAD + f"  lanes: {'9' * 1000}\n", "cannot be read as int"),
     "a key that is a list": (HEAD + "  ? [1]\n  : 2\n", "a key that is no plain text"),
     "a key that is a number": (HEAD + "  1: 2\n", "a key that is no plain text"),
+    "a key that is true to kubectl": (
+        HEAD + "  router: {template: {labels: {on: a}}}\n",
+        "6:32: spec.router.template.labels: has a key that is no plain text: write the key in quotes",
+    ),
+    "a key that is a number to kubectl": (HEAD + "  0X1F: 2\n", "a key that is no plain text"),
+    "nothing but the marks of documents": ("---\n---\n", "the file is empty"),
+    "two documents, one of them empty, and a third": (HEAD + "---\n---\n" + HEAD, "8:1: a second document begins here"),
 }
 
 
@@ -180,6 +205,25 @@ def test_a_byte_order_mark_and_anchors_and_merges_are_fine() -> None:
     pair = load(text.encode())
     assert isinstance(pair, StreamPair)
     assert pair.spec.decode.replicas == 2
+
+
+@pytest.mark.parametrize("text", [HEAD + "---\n", HEAD + "---\n# the end\n---\n", "---\n---\n" + HEAD + "...\n"])
+def test_a_document_of_which_only_the_mark_is_there_is_none(text: str) -> None:
+    assert isinstance(load(text), StreamPair)
+
+
+@pytest.mark.parametrize(
+    ("written", "lanes"), {"0": 0, "8": 8, "+8": 8, "0o10": 8, "0x10": 16, "0b11": 3, "1_0": 10}.items()
+)
+def test_a_number_that_yaml_1_1_and_1_2_read_alike_is_read(written: str, lanes: int) -> None:
+    pair = load(HEAD + f"  lanes: {written}\n")
+    assert isinstance(pair, StreamPair)
+    assert pair.spec.lanes == lanes
+
+
+def test_a_long_row_of_digits_is_read_at_once() -> None:
+    (line,) = lines(HEAD + f"  engine: {{args: {{seed: {'1' * 100_000}x}}}}\n")
+    assert "must have at most" in line
 
 
 def test_a_key_that_wins_over_a_merged_one_is_shown_where_it_stands() -> None:

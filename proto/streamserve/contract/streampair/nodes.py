@@ -2,10 +2,11 @@
 
 The node graph is walked here rather than by a YAML constructor, because we want the line and column of every key, the
 second of two equal keys, a bound on what aliases expand to, and no other exception whatever the input is. Scalars are
-read as YAML 1.2 does. The size limit is that of the annotation in which kubectl keeps what it applied: a larger
-StreamPair could not be applied either.
+read as YAML 1.2 does; a number or a key that kubectl, which reads YAML 1.1, takes for another is refused. The size
+limit is that of the annotation in which kubectl keeps what it applied: a larger StreamPair could not be applied either.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,11 @@ MAX_DEPTH = 48
 _TAG = "tag:yaml.org,2002:"
 _BARE_BOOLEANS = re.compile(r"y|yes|on|n|no|off", re.IGNORECASE)
 _INTEGER = re.compile(r"[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]*[0-9]")
+_NUMBER_TO_KUBECTL = re.compile(
+    r"[-+]?(0B[01_]+|0O[0-7_]+|0X[0-9a-fA-F_]+|([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9_]+)"
+)
+"""Of what YAML 1.2 takes for text."""
 _BASES = {"0b": 2, "0o": 8, "0x": 16}
 
 
@@ -87,8 +93,18 @@ def _decode(text: str | bytes, document: Document) -> str | None:
 
 
 def _compose(source: str, document: Document) -> Node | None:
+    root: Node | None = None
     try:
-        root: Node | None = YAML(typ="safe", pure=True).compose(source)
+        for node in YAML(typ="safe", pure=True).compose_all(source):
+            if _is_empty(node):
+                continue
+            if root is not None:
+                line, column = _place(node)
+                document.problems.append(
+                    Problem("", line, column, "a second document begins here: keep one StreamPair a file")
+                )
+                return None
+            root = node
     except MarkedYAMLError as error:
         document.problems.append(_syntax_problem(error))
     except ReaderError as error:
@@ -113,8 +129,6 @@ def _syntax_problem(error: MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
     text = " ".join(str(error.problem or error.context or "malformed").split())
-    if "but found another document" in text:
-        return Problem("", line, column, "a second document begins here: keep one StreamPair a file")
     if "found undefined alias" in text or "undefined alias" in str(error.context or ""):
         return Problem("", line, column, "an alias (*name) has no anchor (&name): define it first")
     return Problem("", line, column, f"malformed YAML: {text}")
@@ -156,7 +170,7 @@ class _Walk:
                 merged.append(value_node)
                 continue
             key = key_node.value if isinstance(key_node, ScalarNode) else None
-            if key is None or key_node.tag != _TAG + "str" or not _is_clean(key):
+            if key is None or _is_no_text_to_someone(key_node) or not _is_clean(key):
                 self._problem(key_node, path, "has a key that is no plain text: write the key in quotes")
                 continue
             inner = (*path, key)
@@ -189,6 +203,8 @@ class _Walk:
             if not _is_clean(text):
                 self._problem(node, path, "contains a character that is no Unicode text: remove it")
                 return None
+            if node.style is None and _NUMBER_TO_KUBECTL.fullmatch(text):
+                self._problem(node, path, f"{_shown(text)} is a number to kubectl: write it in quotes, or in decimal")
             if node.style is None and _BARE_BOOLEANS.fullmatch(text):
                 self.document.bare_words.append(path)
             return text
@@ -199,6 +215,10 @@ class _Walk:
         if kind not in ("int", "float", "bool"):
             self._problem(node, path, f"has the tag {_shown(str(node.tag))}: remove it, plain YAML is wanted")
             return None
+        if kind == "int" and _LEADING_ZERO.fullmatch(text):
+            self._problem(
+                node, path, f"{_shown(text)} begins with a zero, octal to kubectl: write it without, or in quotes"
+            )
         number = _number(text, kind)
         if number is None:
             self._problem(node, path, f"{_shown(text)} cannot be read as {kind}: correct it, or write it in quotes")
@@ -230,11 +250,12 @@ def _number(text: str, kind: str) -> int | float | None:
             return sign * int(digits if base == 10 else digits[2:], base)
         except ValueError:
             return None
-    if kind == "float":
+    if kind == "float" and "_" not in text:
         try:
-            return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+            number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
             return None
+        return None if math.isinf(number) and not text.endswith(".inf") else number
     return None
 
 
@@ -245,6 +266,17 @@ def _place(node: Node) -> tuple[int, int]:
 def _is_nothing(node: Node) -> bool:
     """A key without a value: ruamel marks it at the next token, which may be lines away."""
     return isinstance(node, ScalarNode) and not node.value and not node.style
+
+
+def _is_empty(document: Node | None) -> bool:
+    """What stands after a last ---, which kubectl passes over."""
+    return document is None or (isinstance(document, ScalarNode) and document.tag == _TAG + "null")
+
+
+def _is_no_text_to_someone(key: Node) -> bool:
+    bare = key.value if isinstance(key, ScalarNode) and key.style is None else ""
+    kubectl = _BARE_BOOLEANS.fullmatch(bare) or _NUMBER_TO_KUBECTL.fullmatch(bare)
+    return bool(kubectl) or key.tag != _TAG + "str"
 
 
 def _is_clean(text: str) -> bool:
