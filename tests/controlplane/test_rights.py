@@ -88,10 +88,12 @@ def rules_of(rights: set[Right]) -> list[Body]:
     return [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(rights)]
 
 
-def grant(bench: OperatorBench, rules: list[Body], *, everywhere: bool = False) -> None:
-    """To the account of this bench: a Role in its namespace, or a ClusterRole."""
-    place = RBAC if everywhere else f"{RBAC}/namespaces/{bench.namespace}"
-    kind, name = ("ClusterRole", bench.namespace) if everywhere else ("Role", NAME)
+def grant(
+    bench: OperatorBench, rules: list[Body], *, everywhere: bool = False, within: str = "", name: str = NAME
+) -> None:
+    """To the account of this bench: a Role in its namespace, or `within` another, or a ClusterRole."""
+    place = RBAC if everywhere else f"{RBAC}/namespaces/{within or bench.namespace}"
+    kind, name = ("ClusterRole", bench.namespace) if everywhere else ("Role", name)
     subject = {"kind": "ServiceAccount", "name": NAME, "namespace": bench.namespace}
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
     metadata = {"name": name}
@@ -166,6 +168,38 @@ def test_with_a_cluster_role_every_namespace_is_served_and_one_pair_goes_without
     watched = {answered.path for answered in proxy.answered if answered.watch}
     assert len(watched) == len(BY_KIND)
     assert not any("/namespaces/" in path for path in watched), "one watch of each kind, not one for each namespace"
+
+
+@pytest.mark.parametrize("plural", ["streampairs", "pods"])
+def test_a_namespace_that_cannot_be_listed_holds_no_other_back_and_is_left_alone_until_it_can(
+    plural: str, bench: OperatorBench, second: OperatorBench, tmp_path: Path
+) -> None:
+    become_account(bench)
+    grant(bench, rules_of(TABLE | OWN_LEASE))
+    grant(bench, rules_of({right for right in TABLE if right[1] != plural}), within=second.namespace)
+    for each in (bench, second):
+        each.create()
+    users = {f"{each.namespace}.{who}" for each in (bench, second) for who in ("router", "worker")}
+    file = tmp_path / "users.acl"
+    file.write_text("\n".join(f"user {name} on #{'0' * 64} ~ss:none +get" for name in sorted(users)))
+    with FaultProxy(bench.server) as proxy, bench.redis.client() as client:
+        for name in users:
+            client.acl_setuser(name)
+        arguments = ("--namespace", second.namespace, "--redis-users", str(file))
+        operator = bench.start(NAME, *arguments, server=proxy.url)
+        bench.until("Ready", "True")
+        bench.until("ConfigApplied", "True")
+        bench.until_quiet(operator)
+        assert second.names() == set()
+        assert second.condition("Ready") == {}, "nothing is said of what is not known"
+        assert users <= set(client.acl_users())
+        assert bench.metrics(operator)["streamserve_operator_unknown_namespaces"] == 1.0
+        status, said = bench.get(operator, "/readyz")
+        assert (status, plural in said, second.namespace in said) == (503, True, True)
+        grant(bench, rules_of({right for right in TABLE if right[1] == plural}), within=second.namespace, name="rest")
+        second.until("Ready", "True")
+        assert bench.metrics(operator)["streamserve_operator_unknown_namespaces"] == 0.0
+        wait_until(lambda: bench.get(operator, "/readyz") == (200, "ok\n"), seconds=30, what="it is ready")
 
 
 def _say_what_is_missing(bench: OperatorBench) -> None:

@@ -20,6 +20,7 @@ from streamserve.operator.edge.controller import Controller
 from streamserve.operator.edge.fence import Fence
 from streamserve.operator.edge.fleet import ProcessFleet
 from streamserve.operator.edge.health import Health
+from streamserve.operator.edge.knowledge import Knowledge
 from streamserve.operator.edge.lease import Elector
 from streamserve.operator.edge.login import REFRESH_SECONDS, login
 from streamserve.operator.edge.metrics import OperatorMetrics
@@ -61,6 +62,7 @@ class Operator:
             metrics=metrics,
             rng=rng,
             redis_users=settings.redis_users,
+            unknown=lambda: self._knowledge.unknown(),  # noqa: PLW0108 (made below)
         )
         self._pod_events = PodEvents(
             api,
@@ -79,6 +81,7 @@ class Operator:
             clock=clock,
             utc_now=_utc_now,
             term=lambda: fence.term,
+            knows=lambda namespace: self._knowledge.knows(namespace),  # noqa: PLW0108 (made below)
         )
         self._elector = Elector(api, fence, settings.lease, healthy=self._working, rng=rng)
         self._renewal: Renewal | None = None
@@ -86,7 +89,6 @@ class Operator:
             self._renewal = Renewal(
                 api, settings.renewal, metrics, leads=self._elector.leads, rng=rng, utc_now=_utc_now
             )
-        self._listed = asyncio.Event()
         self._controller = Controller(
             reconciler.reconcile,
             store,
@@ -106,16 +108,18 @@ class Operator:
                 clock=clock,
                 rng=rng,
                 relist_seconds=settings.relist_seconds,
+                on_news=lambda: self._knowledge.news(),  # noqa: PLW0108 (made below)
             )
             for resource in WATCHED
             for namespace in (settings.namespaces or (None,))
         ]
-        self._health = Health(
-            [each.health for each in self._watches], self._controller, self._elector, fence, clock=clock
-        )
+        watched = [each.health for each in self._watches]
+        self._knowledge = Knowledge(watched, on_known=self._look_at)
+        self._health = Health(watched, self._controller, self._elector, fence, clock=clock)
         metrics.follow(metrics.objects, lambda: len(store))
         metrics.follow(metrics.pairs, lambda: len(store.pairs()))
         metrics.follow(metrics.leads, lambda: float(fence.is_up))
+        metrics.follow(metrics.unknown_namespaces, lambda: len(self._knowledge.unknown()))
         metrics.follow(metrics.watch_silence, self._health.silence_seconds)
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -154,14 +158,19 @@ class Operator:
         return 1 if self._tasks.failed.is_set() else 0
 
     async def _work(self) -> None:
-        """Nothing is decided, and no lease is taken, before the whole of what exists is known."""
-        await self._health.knows_all()
+        """Nothing is decided, and no lease is taken, before what exists is known: see `knowledge.py`."""
+        await self._knowledge.enough()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._elector.run(), name="lease")
             group.create_task(self._controller.run(), name="controller")
             group.create_task(self._pod_events.run(), name="events of pods")
             if self._renewal is not None:
                 group.create_task(self._renewal.run(), name="renewal")
+
+    def _look_at(self, namespace: str | None) -> None:
+        for key in self._store.pairs():
+            if namespace in (None, key[0]):
+                self._controller.ask(key)
 
     async def _refresh(self) -> None:
         while True:

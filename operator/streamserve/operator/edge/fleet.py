@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -75,7 +75,7 @@ class _Pair:
 
 
 class ProcessFleet:
-    """Without a Redis URL nothing is read there and nothing written."""
+    """Without a Redis URL nothing is read there and nothing written. `unknown`: namespaces, see `knowledge.py`."""
 
     def __init__(
         self,
@@ -90,9 +90,10 @@ class ProcessFleet:
         rng: Random,
         clock: Callable[[], float] = time.monotonic,
         redis_users: Path | None = None,
+        unknown: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._link = None if redis_url is None else RedisLink(redis_url, fence, namespaces)
-        self._users = None if redis_users is None else RedisUsers(redis_users, store.inhabited, fence)
+        self._users = None if redis_users is None else RedisUsers(redis_users, store.inhabited, unknown, fence)
         self._peers = Peers(tls)
         self._fence = fence
         self._store = store

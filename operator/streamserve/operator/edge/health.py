@@ -42,11 +42,6 @@ class Health:
     def silence_seconds(self) -> float:
         return max(self._clock() - each.heard_at for each in self._watches)
 
-    async def knows_all(self) -> None:
-        """Wait until every kind was listed once, so that what is not in the cache does not exist."""
-        for each in self._watches:
-            await each.listed.wait()
-
     def live(self) -> str | None:
         for each in self._watches:
             silence = self._clock() - each.heard_at

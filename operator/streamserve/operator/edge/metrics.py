@@ -48,6 +48,11 @@ class OperatorMetrics:
         )
         self.objects = Gauge("streamserve_operator_cached_objects", "objects in the cache", registry=self.registry)
         self.pairs = Gauge("streamserve_operator_streampairs", "StreamPairs in the cache", registry=self.registry)
+        self.unknown_namespaces = Gauge(
+            "streamserve_operator_unknown_namespaces",
+            "namespaces of those that it serves in which nothing is done, for they could not be listed",
+            registry=self.registry,
+        )
         self.missing_lanes = Gauge(
             "streamserve_operator_missing_lanes",
             "lanes that a StreamPair wants and that do not serve, less what a rollout may do without; of those that "

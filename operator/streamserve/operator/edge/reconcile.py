@@ -133,6 +133,7 @@ class Reconciler:
         clock: Callable[[], float],
         utc_now: Callable[[], datetime],
         term: Callable[[], int] = lambda: 0,
+        knows: Callable[[str], bool] = lambda _namespace: True,
     ) -> None:
         self._store = store
         self._applier = applier
@@ -144,10 +145,13 @@ class Reconciler:
         self._clock = clock
         self._utc_now = utc_now
         self._term = term
+        self._knows = knows
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Returns after how many seconds to do so again, whatever happens. Raises ApiError, NotLeader."""
+        if not self._knows(key[0]):
+            return None  # once it is known, somebody asks
         body = self._store.pair(key)
         if body is None:
             self._memories.pop(key, None)

@@ -4,7 +4,8 @@ A file in the form of Redis' own (`user NAME on #DIGEST RULES…`, a line each; 
 there could be: `<namespace>.router` and `<namespace>.worker`, passwords as digests. Which of them there are follows
 from the StreamPairs, looked at every second: what is missing is made; what no namespace with a StreamPair (or with pods
 that still run down) needs is removed, and its connections with it. So a Redis that came back empty has them again, and
-an operator that was away when the last StreamPair went removes them when it is back. Other users are left alone.
+an operator that was away when the last StreamPair went removes them when it is back. Other users are left alone, and so
+are those of a namespace that is not known (`knowledge.py`): there may be a StreamPair in it.
 Redis' own file has them all as well: one that restarts lets everybody in at once, also while no operator leads.
 
 Making one that is there already changes nothing for its connections. Only a leader does any of this.
@@ -57,6 +58,7 @@ def read(text: str) -> dict[str, tuple[str, ...]]:
 def changes(
     known: Mapping[str, tuple[str, ...]],
     namespaces: Collection[str],
+    unknown: Collection[str],
     present: Collection[str],
     made: Mapping[str, tuple[str, ...]],
 ) -> Changes:
@@ -64,7 +66,7 @@ def changes(
     wanted = {name: rules for name, rules in known.items() if _ours(name) in namespaces}
     return Changes(
         {name: rules for name, rules in wanted.items() if name not in present or made.get(name) != rules},
-        frozenset(name for name in present if _ours(name) and _ours(name) not in namespaces),
+        frozenset(name for name in present if (of := _ours(name)) and of not in namespaces and of not in unknown),
     )
 
 
@@ -75,11 +77,18 @@ def _ours(name: str) -> str:
 
 
 class RedisUsers:
-    """Keeps the users as the StreamPairs want them. `namespaces`: those that have any."""
+    """Keeps the users as the StreamPairs want them. `namespaces`: those that have any. `unknown`: those that may."""
 
-    def __init__(self, file: Path, namespaces: Callable[[], Collection[str]], fence: Fence) -> None:
+    def __init__(
+        self,
+        file: Path,
+        namespaces: Callable[[], Collection[str]],
+        unknown: Callable[[], Collection[str]],
+        fence: Fence,
+    ) -> None:
         self._file = file
         self._namespaces = namespaces
+        self._unknown = unknown
         self._fence = fence
         self._made: dict[str, tuple[str, ...]] = {}
         self._term = fence.term
@@ -112,7 +121,7 @@ class RedisUsers:
         except ResponseError as error:
             self._complain(f"Redis does not tell its users: {error}")
             return
-        todo = changes(known, self._namespaces(), present, self._made)
+        todo = changes(known, self._namespaces(), self._unknown(), present, self._made)
         for name, rules in todo.make.items():
             try:
                 await users.make(name, rules)

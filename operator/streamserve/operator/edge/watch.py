@@ -25,7 +25,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
@@ -89,16 +89,19 @@ def check() -> None:
 
 @dataclass(slots=True)
 class Health:
-    """Of one watch. Times on the loop's clock; `trouble` is empty while all is well."""
+    """Of one watch. Times on the loop's clock; `trouble` is empty while all is well. `listed`: once at least.
+    `refused`: the last try ended with 403."""
 
     what: str
-    listed: asyncio.Event = field(default_factory=asyncio.Event)
+    namespace: str | None
+    listed: bool = False
+    refused: bool = False
     heard_at: float = 0.0
     trouble: str = "has not been listed yet"
 
 
 class Watch:
-    """`on_change` is told whom each change concerns. Runs as one task."""
+    """`on_change` is told whom each change concerns, `on_news` that it was listed or failed. Runs as one task."""
 
     def __init__(
         self,
@@ -111,13 +114,16 @@ class Watch:
         clock: Callable[[], float],
         rng: Random,
         relist_seconds: float = RELIST_SECONDS,
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
         self.resource = resource
         self.namespace = namespace
-        self.health = Health(f"{resource.plural} in {namespace or 'every namespace'}", heard_at=clock())
+        what = f"{resource.plural} in {namespace or 'every namespace'}"
+        self.health = Health(what, namespace, heard_at=clock())
         self._login = login
         self._store = store
         self._on_change = on_change
+        self._on_news = on_news
         self._clock = clock
         self._rng = rng
         self._relist_seconds = relist_seconds
@@ -223,7 +229,8 @@ class Watch:
         for change in self._store.keep_only(self._before, self._listed):
             self._on_change(change)
         self._before, self._listed, self._complete = {}, set(), True
-        self.health.listed.set()
+        self.health.listed, self.health.refused = True, False
+        self._on_news()
         # A single watch that was not up may be the last word of a server that restarts; the second is no accident.
         if self._failures_in_a_row < 2:
             self._is_well()
@@ -247,6 +254,8 @@ class Watch:
         if trouble != self.health.trouble:
             _log.warning("the watch of %s failed and is tried again: %s", self.health.what, trouble)
         self.health.trouble = trouble
+        self.health.refused = isinstance(error, errors.APIForbiddenError)
+        self._on_news()
 
 
 class _Vault(credentials.Vault):

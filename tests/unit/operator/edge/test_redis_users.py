@@ -40,6 +40,7 @@ CASES = {
     "those that Redis has lost": ({"llm"}, {"llm.router"}, KNOWN, {"llm.worker"}, set()),
     "the last StreamPair of a namespace is gone": (set(), LLM | {"operator"}, KNOWN, set(), LLM),
     "a namespace that is no longer served": ({"llm"}, LLM | {"old.worker"}, KNOWN, set(), {"old.worker"}),
+    "a namespace that is not known": (set(), {"hidden.router", "hidden.worker"}, {}, set(), set()),
     "one that somebody else made for a namespace with StreamPairs": ({"more"}, {"more.worker"}, {}, set(), set()),
     "users of other names are left alone": (set(), {"default", "operator", "backup", "a.b.worker"}, {}, set(), set()),
     "another password": ({"chat"}, {"chat.worker"}, {"chat.worker": ("on", "#old")}, {"chat.worker"}, set()),
@@ -51,7 +52,7 @@ CASES = {
 def test_what_is_done_for(
     namespaces: set[str], present: set[str], made: dict[str, tuple[str, ...]], make: set[str], remove: set[str]
 ) -> None:
-    todo = changes(KNOWN, namespaces, present, made)
+    todo = changes(KNOWN, namespaces, {"hidden"}, present, made)
     assert (set(todo.make), set(todo.remove)) == (make, remove)
 
 
@@ -63,7 +64,7 @@ class Bench:
         self.fence = Fence()
         self.namespaces = {"llm"}
         self.link = RedisLink(server.url, self.fence, ())
-        self.users = RedisUsers(self.file, lambda: self.namespaces, self.fence)
+        self.users = RedisUsers(self.file, lambda: self.namespaces, tuple, self.fence)
 
     async def look(self) -> set[str]:
         self.fence.raise_until(self.fence.now() + 60.0)
@@ -104,7 +105,7 @@ async def test_a_user_that_is_made_again_keeps_its_connections_and_their_subscri
     with bench.enter("llm.worker") as worker, worker.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe("ss:llm/llama/control/config")
         heard.get_message(timeout=5)
-        successor = RedisUsers(bench.file, lambda: bench.namespaces, bench.fence)
+        successor = RedisUsers(bench.file, lambda: bench.namespaces, tuple, bench.fence)
         await successor.look(bench.link)
         with bench.server.client() as client:
             assert client.publish("ss:llm/llama/control/config", "new") == 1

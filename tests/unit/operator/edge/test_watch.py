@@ -36,12 +36,14 @@ def pair(version: int, **spec: Any) -> Body:
 
 @dataclass
 class ApiServer:
-    """Lists `objects`, and once it was watched `objects_then`. The first `refused` watches are answered with `status`,
+    """Answers the first listings with the statuses of `unlisted`. Lists `objects`, and once it was watched
+    `objects_then`. The first `refused` watches are answered with `status`,
     0: cut off. The next ones are answered with `events` in turn and then ended; the last one says `last` and stays."""
 
     objects: list[Body] = field(default_factory=list)
     events: list[list[Body]] = field(default_factory=list)
     objects_then: list[Body] = field(default_factory=list)
+    unlisted: list[int] = field(default_factory=list)
     refused: int = 0
     status: int = 0
     last: list[Body] = field(default_factory=list)
@@ -51,6 +53,9 @@ class ApiServer:
     stays: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query and self.unlisted:
+            status = self.unlisted.pop(0)
+            return web.json_response({"kind": "Status", "code": status}, status=status)
         if "watch" not in request.query:
             objects = self.objects_then if len(self.asked) > 1 else self.objects
             self.asked.append("list")
@@ -104,6 +109,7 @@ class Watching:
     health: Health
     changes: list[Change]
     rng: Hurried
+    news: list[tuple[bool, bool]]
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +122,7 @@ async def watching(server: ApiServer, resource: Resource, store: Store, step: fl
     await site.start()
     host, port = runner.addresses[0][:2]
     changes: list[Change] = []
-    rng = Hurried()
+    rng, news = Hurried(), list[tuple[bool, bool]]()
     watch = Watch(
         resource,
         "llm",
@@ -125,12 +131,13 @@ async def watching(server: ApiServer, resource: Resource, store: Store, step: fl
         on_change=changes.append,
         clock=Clock(step),
         rng=rng,
+        on_news=lambda: news.append((watch.health.listed, watch.health.refused)),
     )
     server.is_refused = lambda: server.told.append(watch.health.trouble)
     task = asyncio.create_task(watch.run())
     try:
         await asyncio.wait_for(server.stays.wait(), PATIENCE_SECONDS)
-        yield Watching(watch.health, changes, rng)
+        yield Watching(watch.health, changes, rng, news)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -194,3 +201,9 @@ async def test_one_watch_that_is_refused_is_no_trouble_once_it_is_listed_again()
     async with watching(server, BY_KIND["Pod"], Store(), step=0.001) as seen:
         assert server.asked == ["list", "watch from 5", "list", "watch from 5"]
         assert seen.health.trouble == ""
+
+
+async def test_a_listing_is_refused_by_403_alone_and_by_none_that_follows() -> None:
+    server = ApiServer(unlisted=[500, 403, 404, 403])
+    async with watching(server, BY_KIND["Pod"], Store(), step=0.001) as seen:
+        assert seen.news == [(False, False), (False, True), (False, False), (False, True), (True, False)]
