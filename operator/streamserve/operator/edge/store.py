@@ -4,6 +4,9 @@ Objects are kept as JSON text, cut down to what decisions read: as Python object
 memory, and a reconcile parses some fifteen of them in less than a millisecond. What is cut away (managed fields, most
 of a pod's spec) is nothing that a decision compares. Whether an event is news is told by that text: an event that
 changes none of it, or one that is older than what a write has already answered, makes nothing dirty.
+
+Older is what has a lower resourceVersion. A listing is of a moment after it began, so it is right about everything that
+has not changed here since, at whatever version: those of an etcd that was restored from a backup are lower.
 """
 
 from __future__ import annotations
@@ -59,19 +62,23 @@ class Store:
     def __len__(self) -> int:
         return len(self._objects)
 
-    def put(self, body: Manifest, *, listed: bool = False) -> Change | None:
+    def put(self, body: Manifest, *, before: Mapping[Id, int] | None = None, says_more: bool = False) -> Change | None:
         """Take an object as it is now. None where that is no news.
 
-        One that is `listed` may say more at the version that is known: a watch that began before its CRD was upgraded
-        leaves out the fields that are new, and a listing does not.
+        `before`: it was listed, and these `versions` were here when the listing began. One that `says_more` may do so
+        at the version that is known: a watch that began before its CRD was upgraded leaves out the fields that are new,
+        and a listing does not.
         """
         id_ = id_of(body)
         metadata = body["metadata"]
         version = int(metadata.get("resourceVersion") or 0)
         old = self._objects.get(id_)
-        seen = old.version if old is not None else self._gone.get(str(metadata.get("uid", "")), 0)
-        known_at_this_version = listed and old is not None and version == seen
-        if version and version <= seen and not known_at_this_version:
+        known = old.version if old is not None else None
+        if version and version == known and not says_more:
+            return None
+        seen = self._gone.get(str(metadata.get("uid", "")), 0) if known is None else known
+        unchanged_since = before is not None and before.get(id_) == known
+        if version and not unchanged_since and (version < seen or (version == seen and known is None)):
             return None
         pair = pair_of(body)
         kept = _Kept(

@@ -220,8 +220,12 @@ class Watch:
             made.setdefault("kind", self.resource.kind)
             made.setdefault("apiVersion", self.resource.api_version)
             self._listed.add(id_of(made))
-        listed = kind is None and self.resource.is_custom
-        change = self._store.remove(made) if kind == "DELETED" else self._store.put(made, listed=listed)
+        if kind == "DELETED":
+            change = self._store.remove(made)
+        elif kind is None:
+            change = self._store.put(made, before=self._before, says_more=self.resource.is_custom)
+        else:
+            change = self._store.put(made)
         if change is not None:
             self._on_change(change)
 

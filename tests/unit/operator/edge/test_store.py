@@ -99,10 +99,37 @@ def test_a_listing_may_show_more_of_an_object_at_the_version_that_is_known_and_n
     whole["spec"]["new"] = True
     store.put(pair(generation=2, version=7))
     assert store.put(whole) is None
-    assert store.put({**whole, "metadata": {**whole["metadata"], "resourceVersion": "6"}}, listed=True) is None
-    assert store.put(whole, listed=True) == Change(KEY)
-    assert store.put(whole, listed=True) is None
+    assert store.put({**whole, "metadata": {**whole["metadata"], "resourceVersion": "6"}}, says_more=True) is None
+    assert store.put(whole, says_more=True) == Change(KEY)
+    assert store.put(whole, says_more=True) is None
     assert (store.pair(KEY) or {})["spec"]["new"] is True
+
+
+def test_a_listing_is_right_at_any_version_about_what_has_not_changed_since_it_began() -> None:
+    """An etcd that was restored from a backup: every version is lower, and what had gone is there again."""
+    store = Store()
+    store.put(pair(generation=3, version=90))
+    store.put(pod("gone", version=80, uid="gone"))
+    store.remove(pod("gone", version=85, uid="gone"))
+    pairs, pods = (store.versions(kind, "llm") for kind in ("StreamPair", "Pod"))
+    assert store.put(pair(generation=2, version=40), before=pairs) == Change(KEY, new_spec=True)
+    assert store.put(pod("gone", version=30, uid="gone"), before=pods) == Change(KEY)
+    assert store.put(pair(generation=3, version=41)) == Change(KEY, new_spec=True), "and its watch goes on from there"
+    assert store.put(pair(generation=2, version=40)) is None
+
+
+def test_an_answer_to_a_write_that_comes_while_a_list_is_read_is_younger_than_the_list() -> None:
+    store = Store()
+    store.put(pod("changed", version=7, uid="1", phase="Pending"))
+    store.put(pod("left", version=7, uid="2"))
+    before = store.versions("Pod", "llm")
+    store.put(pod("changed", version=9, uid="1", phase="Running"))
+    store.put(pod("made", version=10, uid="3", phase="Running"))
+    store.remove(pod("left", version=11, uid="2"))
+    for listed in (pod("changed", version=7, uid="1"), pod("made", version=8, uid="3"), pod("left", uid="2")):
+        assert store.put(listed, before=before) is None
+    phases = {child["metadata"]["name"]: child["status"]["phase"] for child in store.children(KEY)}
+    assert phases == {"changed": "Running", "made": "Running"}
 
 
 def test_an_answer_that_is_read_after_the_object_went_does_not_bring_it_back() -> None:

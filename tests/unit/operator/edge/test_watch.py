@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from streamserve.operator.edge.resources import BY_KIND, PAIR, Resource
-from streamserve.operator.edge.store import Change, Store
+from streamserve.operator.edge.store import Change, Store, slim
 from streamserve.operator.edge.watch import SERVER_TIMEOUT_SECONDS, UP_SECONDS, Health, Watch
 
 Body = dict[str, Any]
@@ -207,3 +207,10 @@ async def test_a_listing_is_refused_by_403_alone_and_by_none_that_follows() -> N
     server = ApiServer(unlisted=[500, 403, 404, 403])
     async with watching(server, BY_KIND["Pod"], Store(), step=0.001) as seen:
         assert seen.news == [(False, False), (False, True), (False, False), (False, True), (True, False)]
+
+
+async def test_a_listing_of_an_etcd_that_was_restored_from_a_backup_is_taken() -> None:
+    server, store = ApiServer([pod(9), pod(8, "new")], objects_then=[pod(3)], refused=1, status=429), Store()
+    async with watching(server, BY_KIND["Pod"], store, step=0.001):
+        assert server.asked == ["list", "watch from 5", "list", "watch from 5"]
+        assert [store.get(("Pod", "llm", name)) for name in ("w", "new")] == [slim(pod(3)), None]
