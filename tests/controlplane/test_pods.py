@@ -42,6 +42,8 @@ SPEAK_FOR_KUBERNETES = {
     "spreads-unique",
     "spread-domains-where-pods-wait",
     "spread-labels-join-a-selector",
+    "spread-labels-selected-once",
+    "divisor-of-its-resource",
     "selector-values-where-compared",
     "privileged-may-escalate",
     "localhost-profile-with-its-type",

@@ -101,6 +101,7 @@ RESOURCE_NAME_PATTERN = rf"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i
 WORD_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"
 MODEL_PATTERN = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([-A-Za-z0-9._:/]*[A-Za-z0-9])?$"
+CONFIG_KEY_PATTERN = r"^[.]?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 FLAG_PATTERN = r"^[a-zA-Z][a-zA-Z0-9_-]*([.][a-zA-Z0-9._-]*[+]?)?$"
 ABSOLUTE_PATH_PATTERN = r"^/[^\x00-\x1f\x7f]*$"
 IMAGE_PATTERN = r"^[!-~]*$"
@@ -128,6 +129,7 @@ PATTERN_MEANINGS: dict[str, str] = {
     WORD_PATTERN: "letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
     MODEL_PATTERN: "a hub id or a path, without control characters and without blanks at either end",
     SERVED_NAME_PATTERN: "letters, digits and any of '-._:/', beginning and ending with a letter or digit",
+    CONFIG_KEY_PATTERN: "letters, digits, '-', '_' and '.', and neither '.' alone nor '..' at its beginning",
     FLAG_PATTERN: "a vLLM flag without its leading dashes, such as max-model-len",
     ABSOLUTE_PATH_PATTERN: "an absolute path, beginning with '/'",
     IMAGE_PATTERN: "an image's name, without blanks",
@@ -178,7 +180,7 @@ ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512, patte
 ServedName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=SERVED_NAME_PATTERN)]
 WorkloadName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=WORD_PATTERN)]
 TenantName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=WORD_PATTERN)]
-SecretKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=WORD_PATTERN)]
+SecretKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=CONFIG_KEY_PATTERN)]
 AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=ABSOLUTE_PATH_PATTERN)]
 ShortText = Annotated[str, StringConstraints(max_length=512)]
 Image = Annotated[str, StringConstraints(max_length=512, pattern=IMAGE_PATTERN)]

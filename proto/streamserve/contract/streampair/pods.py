@@ -171,9 +171,13 @@ class VolumeMount(SpecModel):
     )
 
 
+class FieldVersion(StrEnum):
+    V1 = "v1"
+
+
 class FieldReference(SpecModel):
     field_path: PodField = Field(description="field of the pod, metadata.labels['x'] say")
-    api_version: ShortText = Field(default="v1", description="schema that the path is written in")
+    api_version: FieldVersion = Field(default=FieldVersion.V1, description="schema that the path is written in")
 
 
 class ResourceReference(SpecModel):

@@ -13,7 +13,9 @@ from typing import Any
 from streamserve.contract.streampair.fields import Path
 from streamserve.contract.streampair.pods import (
     EnvVar,
+    LabelSelector,
     ProfileType,
+    ResourceReference,
     SecurityContext,
     SelectorOperator,
     SelectorRequirement,
@@ -34,6 +36,8 @@ TEMPLATES: tuple[Path, ...] = tuple(("spec", part, "template") for part in ("pre
 
 _SOURCES_OF_ENV = ("fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef")
 _ONE_SOURCE = f"[{', '.join(f'has(self.valueFrom.{name})' for name in _SOURCES_OF_ENV)}].filter(x, x).size() == 1"
+_UNITS = ["0", "1", *(f"1{unit}" for unit in ("k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))]
+_UNITS_OF_CPU = ["0", "1", "1m"]
 _WITH_VALUES = (SelectorOperator.IN, SelectorOperator.NOT_IN)
 
 
@@ -117,6 +121,11 @@ def _sources_of(variable: EnvVar) -> int:
     return 1 if found is None else sum(look_up(found, (name,)) is not None for name in _SOURCES_OF_ENV)
 
 
+def _is_unit_of_its_resource(reference: ResourceReference) -> bool:
+    units = _UNITS_OF_CPU if reference.resource.endswith(".cpu") else _UNITS
+    return reference.divisor is None or str(reference.divisor) in units
+
+
 def _is_fully_told(context: SecurityContext) -> bool:
     profile = context.seccomp_profile
     return profile is None or (profile.type is ProfileType.LOCALHOST) == (profile.localhost_profile is not None)
@@ -152,6 +161,12 @@ def _may_have_domains(constraint: TopologySpreadConstraint) -> bool:
 
 def _joins_a_selector(constraint: TopologySpreadConstraint) -> bool:
     return not constraint.match_label_keys or constraint.label_selector is not None
+
+
+def _joins_what_is_not_selected(constraint: TopologySpreadConstraint) -> bool:
+    selector = constraint.label_selector or LabelSelector()
+    selected = {*selector.match_labels, *(each.key for each in selector.match_expressions)}
+    return selected.isdisjoint(constraint.match_label_keys)
 
 
 def _repeated_spreads(template: Template) -> list[Entry]:
@@ -244,6 +259,16 @@ _ENVIRONMENT: tuple[Rule[Any], ...] = (
         f"{{name}} is read from one place: give one of {', '.join(_SOURCES_OF_ENV)}",
         {"name": "name"},
     ),
+    *each_item(
+        "divisor-of-its-resource",
+        ("env", "[]", "valueFrom", "resourceFieldRef"),
+        "divisor",
+        _is_unit_of_its_resource,
+        "!has(self.divisor) || string(self.divisor) in "
+        f"(self.resource.endsWith('.cpu') ? {literal(_UNITS_OF_CPU)} : {literal(_UNITS)})",
+        "is no unit of {resource}: use 1 or 1m for cpu, else 1, or 1 and k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi or Ei",
+        {"resource": "resource"},
+    ),
 )
 
 _SCHEDULING: tuple[Rule[Any], ...] = (
@@ -309,6 +334,15 @@ _SCHEDULING: tuple[Rule[Any], ...] = (
         _joins_a_selector,
         "self.matchLabelKeys.size() == 0 || has(self.labelSelector)",
         "join a labelSelector and there is none: add one, or remove them",
+    ),
+    *each_item(
+        "spread-labels-selected-once",
+        ("topologySpreadConstraints", "[]"),
+        "matchLabelKeys",
+        _joins_what_is_not_selected,
+        "!has(self.labelSelector) || self.matchLabelKeys.all(key, !(key in self.labelSelector.matchLabels) && "
+        "!self.labelSelector.matchExpressions.exists(x, x.key == key))",
+        "name a label that labelSelector asks for as well: remove it from one of the two",
     ),
     *each_item(
         "selector-values-where-compared",
