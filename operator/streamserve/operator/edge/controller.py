@@ -3,6 +3,10 @@
 Not leading, the queue collects what changes; when the lease is won every StreamPair is looked at once, and what waited
 counts as waiting from then on. Each is also looked at every `resync_seconds`, spread at random, so that an event that
 was lost costs a bounded time.
+
+A long queue is no trouble while it moves, and whoever takes over would have the same one. It is stuck where a
+StreamPair has waited for STUCK_SECONDS and no reconcile has ended for as long; one that hangs until our own limit ends
+it moves nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(WORKERS)
         self._tasks = Tasks("reconcile")
-        self._turned_at = self._ended_at = clock()
+        self._turned_at = self._moved_at = clock()
         self._led: int | None = None
         metrics.follow(metrics.queue_depth, lambda: self._queue.depth(clock()) if self._works else 0)
         metrics.follow(metrics.queue_age, self._age_seconds)
@@ -73,16 +77,12 @@ class Controller:
         self.changed(Change(key))
 
     def trouble(self) -> str | None:
-        """Why this loop does not live; None while it does. Who stands by turns too, and has nothing to be late with.
-
-        A long queue that moves lives: a new leader would begin it anew.
-        """
+        """Why this loop does not live; None while it does. Who stands by turns too, and has nothing to be late with."""
         now = self._clock()
         if now - self._turned_at > STUCK_SECONDS:
             return f"the queue has not been looked at for {now - self._turned_at:.0f} s"
-        stuck = min(self._age_seconds(), now - self._ended_at)
-        if stuck > STUCK_SECONDS:
-            return f"StreamPairs have waited for {stuck:.0f} s, and none has been seen to"
+        if (still := min(self._age_seconds(), now - self._moved_at)) > STUCK_SECONDS:
+            return f"a StreamPair waits, and no reconcile has ended for {still:.0f} s"
         return None
 
     async def run(self) -> None:
@@ -160,10 +160,11 @@ class Controller:
             wait = self._queue.failed(key, self._clock())
             _log.exception("%s: a defect of ours; tried again in %.1f s", "/".join(key), wait)
         finally:
+            if result != TimeoutError.__name__:
+                self._moved_at = self._clock()
             self._slots.release()
             self._wake.set()
-            self._ended_at = self._clock()
-            self._metrics.reconcile_seconds.labels(result).observe(self._ended_at - began)
+            self._metrics.reconcile_seconds.labels(result).observe(self._clock() - began)
 
 
 async def _at_most(seconds: float, event: asyncio.Event) -> None:

@@ -192,28 +192,26 @@ async def test_a_queue_on_which_a_pair_waits_too_long_does_not_live(bench: Bench
     await until(lambda: len(bench.runs) == WORKERS)
     assert bench.controller.trouble() is None
     bench.late = STUCK_SECONDS + 1.0
-    await until(lambda: "waited for 18" in (bench.controller.trouble() or ""))
+    bench.controller.ask(A)
+    await until(lambda: "no reconcile has ended" in (bench.controller.trouble() or ""))
     bench.held.set()
 
 
-async def test_a_long_queue_that_moves_lives(bench: Bench) -> None:
-    one, others = asyncio.Event(), asyncio.Event()
-    bench.have(A)
-    bench.held = one
+@pytest.mark.parametrize(("ending", "moves"), [(None, True), (ServerFailed(""), True), (TimeoutError(), False)])
+async def test_a_long_queue_lives_while_reconciles_end_by_themselves(
+    ending: BaseException | None, moves: bool, bench: Bench
+) -> None:
+    bench.have(*(("llm", f"p{number}") for number in range(2 * WORKERS + 1)))
+    bench.held = first = asyncio.Event()
     bench.leads.set()
-    await until(lambda: len(bench.runs) == 1)
-    bench.held = others
-    for number in range(WORKERS + 1):
-        bench.controller.ask(("llm", f"p{number}"))
     await until(lambda: len(bench.runs) == WORKERS)
-    bench.late = STUCK_SECONDS + 1.0
-    one.set()
-    await until(lambda: len(bench.runs) == WORKERS + 1)
-    assert bench.age() > STUCK_SECONDS
-    assert bench.controller.trouble() is None
-    bench.late = 2 * (STUCK_SECONDS + 1.0)
-    await until(lambda: "none has been seen to" in (bench.controller.trouble() or ""))
-    others.set()
+    bench.late, bench.endings = STUCK_SECONDS + 1.0, [ending] * WORKERS
+    bench.held = asyncio.Event()
+    first.set()
+    await until(lambda: len(bench.runs) == 2 * WORKERS)
+    assert bench.age() > STUCK_SECONDS, "the last one waits"
+    assert ("no reconcile has ended" in (bench.controller.trouble() or "")) is not moves
+    bench.held.set()
 
 
 async def test_who_has_stood_by_for_long_is_not_late_when_it_leads(bench: Bench) -> None:
