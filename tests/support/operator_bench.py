@@ -149,10 +149,15 @@ class OperatorBench:
     def until_leads(self, operator: Process) -> None:
         wait_until(lambda: self.leads(operator), seconds=30, what=f"{operator.name} leads", every_seconds=0.01)
 
+    def lease(self) -> Body:
+        """Its spec."""
+        (lease,) = self.call("GET", LEASE.path(self.namespace)).body["items"]
+        spec: Body = lease["spec"]
+        return spec
+
     def lease_holder(self) -> str:
         """Whose the Lease is; empty for nobody's."""
-        (lease,) = self.call("GET", LEASE.path(self.namespace)).body["items"]
-        return str(lease["spec"].get("holderIdentity") or "")
+        return str(self.lease().get("holderIdentity") or "")
 
     # Objects
 

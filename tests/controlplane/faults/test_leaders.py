@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from tests.controlplane.faults.conftest import Undisturbed
-from tests.controlplane.faults.scenarios import BY_NAME, Stage
-from tests.support.operator_bench import LEASE_SECONDS
+from tests.controlplane.faults.scenarios import BY_NAME, HOT, Stage
+from tests.support.fault_proxy import Fault
+from tests.support.operator_bench import LEASE_SECONDS, PAIR
 from tests.support.processes import wait_until
 
+from streamserve.contract.keys import Keyspace
+from streamserve.operator.edge.fleet import CHECK_SECONDS
+from streamserve.operator.edge.lease import DURATION_SECONDS, RETRY_SECONDS
+
+BETWEEN_RENEWALS_SECONDS = RETRY_SECONDS * LEASE_SECONDS / DURATION_SECONDS / 3
 NAMES = ("create", "hot-edit", "rollout", "scale-up", "scale-down", "delete")
 # Before the change, and amid it: after how many of its writes.
 SAMPLED = ("scale-down", 0)
@@ -75,6 +82,44 @@ def test_a_leader_that_was_frozen_past_its_lease_writes_nothing_when_it_goes_on(
     assert not bench.leads(one)
     assert bench.leads(two)
     assert bench.get(one, "/healthz") == (200, "ok\n"), "it stands by"
+
+
+def test_a_leader_that_was_frozen_past_its_lease_writes_nothing_before_it_has_renewed_it(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Nobody has taken the Lease, and nobody tells it that it is over: it has its own clock alone. There is work for it
+    everywhere that it writes to."""
+    bench = stage.bench
+    users, config = {f"{bench.namespace}.router"}, Keyspace(bench.namespace, PAIR).config
+    file = tmp_path / "users.acl"
+    file.write_text("".join(f"user {name} on #{'0' * 64} ~ss:{bench.namespace}/* +get\n" for name in users))
+    operator = stage.operate("--redis-users", str(file))
+    stage.prepare(BY_NAME["scale-up"])
+    with bench.redis.client() as client:
+        wait_until(lambda: users <= set(client.acl_users()), seconds=10, what="Redis' users are made")
+        # Amid a renewal, whose time is over when it goes on, it would know at once that it does not lead.
+        before = bench.lease()["renewTime"]
+        wait_until(lambda: bench.lease()["renewTime"] != before, seconds=5, what="a renewal", every_seconds=0.01)
+        time.sleep(BETWEEN_RENEWALS_SECONDS)
+        operator.freeze()
+        time.sleep(LEASE_SECONDS)
+        stage.proxy.faults.append(Fault(0, times=10_000, where=lambda method, path: "/leases" in path))
+        bench.edit({"lanes": 3, **HOT})
+        (service, *_) = bench.all("Service")
+        bench.remove("Service", service["metadata"]["name"])
+        client.delete(config)
+        client.acl_deluser(*users)
+        operator.thaw()
+        time.sleep(2 * CHECK_SECONDS)
+        assert stage.proxy.writes == []
+        assert not client.exists(config)
+        assert users.isdisjoint(client.acl_users())
+        stage.proxy.undisturbed()
+        bench.until_leads(operator)
+        wait_until(lambda: users <= set(client.acl_users()), seconds=10, what="it makes the users")
+        wait_until(lambda: client.exists(config), seconds=10, what="it writes the configuration")
+    stage.settle(remains=True)
+    assert ("Service", service["metadata"]["name"]) in bench.names()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -119,8 +119,6 @@ class Api:
             call.fence.check()
 
     async def _request(self, call: _Call) -> dict[str, Any]:
-        if call.fence is not None:
-            call.fence.check()
         outcome = "ok"
         try:
             async with (

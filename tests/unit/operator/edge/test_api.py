@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -116,6 +117,29 @@ async def test_a_process_that_was_stopped_anywhere_before_the_write_sends_nothin
         assert bench.server.requests == []
     else:
         assert bench.looks < look, "the stop came after the write"
+
+
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_machine_that_was_suspended_while_a_write_waited_for_its_connection_sends_nothing(
+    bench: Bench, connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop's clock stands still meanwhile, so the limit that it keeps is not over."""
+    if connected:
+        await bench.api.get("/warm")
+    bench.server.requests.clear()
+    bench.fence.raise_until(10.0)
+    as_it_is = bench.fence.while_up
+
+    @contextlib.asynccontextmanager
+    async def suspended() -> AsyncIterator[None]:
+        async with as_it_is():
+            bench.now += 3_600.0
+            yield
+
+    monkeypatch.setattr(bench.fence, "while_up", suspended)
+    with pytest.raises(NotLeader):
+        await bench.api.apply("/x", {})
+    assert bench.server.requests == []
 
 
 async def test_a_write_takes_its_time_while_the_lease_is_renewed(bench: Bench) -> None:
