@@ -33,6 +33,7 @@ from tests.support.api_server import ApiServer
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 OWN: Final = ("/leases", "/events")
 HANG_SECONDS: Final = 60.0
+HELD_SECONDS: Final = 0.3
 START_SECONDS: Final = 30.0
 _HOP: Final = frozenset({"connection", "transfer-encoding", "content-length", "content-encoding", "keep-alive", "host"})
 
@@ -73,7 +74,8 @@ class Fault:
 
 @dataclass(slots=True)
 class WatchFaults:
-    """Shares of a watch's events. `stale`: an earlier event comes again, long after its time."""
+    """Shares of a watch's events. `reorder`: the event comes after the next one of the same object (a swap), or once
+    the watch has had nothing to say for HELD_SECONDS. `stale`: an earlier event comes again, long after its time."""
 
     rng: Random
     drop: float = 0.0
@@ -81,23 +83,28 @@ class WatchFaults:
     reorder: float = 0.0
     stale: float = 0.0
     happened: int = 0
+    swaps: int = 0
     _past: list[bytes] = field(default_factory=list)
 
-    def lines(self, line: bytes, held: list[bytes]) -> list[bytes]:
-        """What the operator gets where the server said `line`. `held` keeps what comes later than it should."""
-        if json.loads(line).get("type") not in ("ADDED", "MODIFIED", "DELETED"):
+    def lines(self, line: bytes, held: dict[str, bytes]) -> list[bytes]:
+        """What the operator gets where the server said `line`. `held` keeps, by object, what comes later than it
+        should."""
+        said = json.loads(line)
+        if said.get("type") not in ("ADDED", "MODIFIED", "DELETED"):
             return [line]
+        name = said["object"]["metadata"]["name"]
         self._past = [*self._past[-50:], line]
         roll = self.rng.random
         now = [] if roll() < self.drop else [line]
         if roll() < self.duplicate:
             now *= 2
-        if now and not held and roll() < self.reorder:
-            held += now
+        if now and name not in held and roll() < self.reorder:
+            held[name] = line
             self.happened += 1
-            return []
-        out = [*now, *held]
-        held.clear()
+            return now[1:]
+        late = held.pop(name, None) if now else None
+        self.swaps += late is not None
+        out = [*now, *([] if late is None else [late])]
         if roll() < self.stale:
             out.append(self.rng.choice(self._past))
         self.happened += out != [line]
@@ -214,10 +221,19 @@ class FaultProxy:
         transport = request.transport
         assert transport is not None
         self._watched.add(transport)
-        held: list[bytes] = []
+        held: dict[str, bytes] = {}
         buffer = b""
         try:
-            async for data in answer.content.iter_any():
+            while True:
+                try:
+                    async with asyncio.timeout(HELD_SECONDS if held else None):
+                        data = await answer.content.readany()
+                except TimeoutError:
+                    for sent in _all(held):
+                        await response.write(sent + b"\n")
+                    continue
+                if not data:
+                    break
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
                     faults = self.watches
@@ -237,8 +253,9 @@ class FaultProxy:
         return web.Response(status=503)
 
 
-def _all(held: list[bytes]) -> list[bytes]:
-    given, held[:] = list(held), []
+def _all(held: dict[str, bytes]) -> list[bytes]:
+    given = list(held.values())
+    held.clear()
     return given
 
 

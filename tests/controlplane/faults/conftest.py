@@ -36,9 +36,11 @@ def on_stage(server: ApiServer, directory: Path) -> Iterator[Stage]:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """`of(name, stage)`: the fixpoint, and how many writes led there. Leaves the stage as it was."""
+    """`of(name, stage)`: the fixpoint, and how many writes led there. Leaves the stage as it was. `pods`: how many of
+    those made, drained or deleted a pod."""
 
     known: dict[str, tuple[dict[tuple[str, str], Body], int]] = field(default_factory=dict)
+    pods: dict[str, int] = field(default_factory=dict)
 
     def of(self, name: str, stage: Stage) -> tuple[dict[tuple[str, str], Body], int]:
         if name not in self.known:
@@ -48,6 +50,7 @@ class Undisturbed:
             scenario.change(stage.bench)
             shape = stage.settle(remains=scenario.remains)
             self.known[name] = shape, len(stage.proxy.writes)
+            self.pods[name] = stage.pods_made_and_ended()
             stage.bench.remove("StreamPair", PAIR)
             wait_until(lambda: not stage.bench.names(), seconds=60, what="nothing is left")
             assert operator.terminate() == 0

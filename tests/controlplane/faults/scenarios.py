@@ -82,6 +82,10 @@ class Stage:
         """Wait until no operator writes: the last one by its own word, all of them by the proxy's."""
         self.bench.until_quiet(self.operators[-1], seconds=60, others=lambda: len(self.proxy.writes))
 
+    def pods_made_and_ended(self) -> int:
+        """Writes of pods themselves, drains included; gates are of their status."""
+        return sum("/pods/" in write and not write.endswith("/status") for write in self.proxy.writes)
+
     def shape(self) -> dict[tuple[str, str], Body]:
         """Everything in the namespace but what is leaving: also an object of ours that has lost its labels."""
         shape = self.bench.shape()
