@@ -306,3 +306,13 @@ async def test_the_last_chunk_and_the_end_of_its_call_are_one_part() -> None:
     await asyncio.wait_for(ManyCalls(answer, seen, 5.0).serve(seen.asked(), seen.write), 5)
     (part,) = [part for message in seen.messages for part in message.parts]
     assert part.ended and part.response
+
+
+async def test_an_answer_that_waits_whole_for_its_reader_gets_no_error_added() -> None:
+    outbox = Outbox()
+    last = asyncio.create_task(outbox.put_last(1, Chunk(first_token_index=0, token_ids=[7]), worker_pb2.LoadReport))
+    await asyncio.sleep(0)
+    last.cancel()
+    outbox.end(1, b"the deadline passed")
+    part = (await outbox.take())[1]
+    assert (part.tokens, part.ended, part.error) == (1, True, b"")

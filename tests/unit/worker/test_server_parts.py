@@ -95,6 +95,20 @@ async def test_a_drain_refuses_new_work_at_once_and_tells_what_it_left() -> None
     assert began == [True], "a second ask begins nothing"
 
 
+async def test_calls_that_are_shorter_than_the_wait_for_held_kv_end_in_a_drained_worker_all_the_same() -> None:
+    now, running = 0.0, 1
+    drain = Drain(running=lambda: running, held=lambda: 4, clock=lambda: now, on_begin=lambda: None)
+    assert await drain.wait(0.0) == 1
+    now, running = 100.0, 0
+    assert await drain.wait(0.0) == 1, "what ran at the last look may have ended only now; its KV is waited for"
+    now += HELD_SECONDS - 1.0
+    assert await drain.wait(0.0) == 1
+    assert drain.state is DrainState.DRAINING
+    now += 1.0
+    assert await drain.wait(0.0) == 0
+    assert drain.state is DrainState.DRAINED
+
+
 # ---- flights ----
 
 

@@ -52,6 +52,7 @@ class Drain:
         self._clock = clock
         self._on_begin = on_begin
         self._busy_at = clock()
+        self._seen_running = True
         self.state = DrainState.SERVING
 
     @property
@@ -68,14 +69,16 @@ class Drain:
             raise WorkerLost("this worker drains and takes no new requests; use another", reason="DRAINING")
 
     async def wait(self, timeout_seconds: float) -> int:
-        """Drain, until nothing runs or the time is over. Returns how many requests still run."""
+        """Drain, until it is drained or the time is over. Returns how many requests still run, at least 1 while KV is
+        held that a decode worker may come for: its request is not over."""
         self.begin()
-        self._busy_at = self._clock()
-        end = self._busy_at + timeout_seconds
+        end = self._clock() + timeout_seconds
         while True:
             now, running = self._clock(), self._running()
-            if running:
+            if running or self._seen_running:
+                # What ran at the last look may have ended only now. Calls that follow each other are one quiet time.
                 self._busy_at = now
+            self._seen_running = running > 0
             self.state = next_state(
                 self.state,
                 asked=True,
@@ -83,6 +86,8 @@ class Drain:
                 held_blocks=self._held(),
                 quiet_seconds=now - self._busy_at,
             )
-            if self.state is DrainState.DRAINED or now >= end:
+            if self.state is DrainState.DRAINED:
                 return running
+            if now >= end:
+                return max(running, 1)
             await asyncio.sleep(min(_POLL_SECONDS, max(end - now, 0.0)))

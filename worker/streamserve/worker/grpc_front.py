@@ -157,6 +157,7 @@ class WorkerFront(worker_pb2_grpc.WorkerServiceServicer):
         try:
             if request.final:
                 answer = await flight.finish(self._one_token(serving, job))
+                serving.metrics.generated(len(answer.token_ids))
                 return worker_pb2.PrefillResponse(answer=answer, load=serving.report(flight))
             done = await flight.finish(serving.engine.prefill(job))
             serving.flights.remember_prefill(flight)

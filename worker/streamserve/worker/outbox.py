@@ -84,9 +84,11 @@ class Outbox:
             await self._taken()
 
     def end(self, call: int, error: bytes = b"") -> None:
-        """Nothing follows for this call; what was put is sent first."""
+        """Nothing follows for this call; what was put is sent first. An answer that is whole stays one: no error that
+        comes while it waits for its reader is added to it."""
         part = self._part(call)
-        part.ended, part.error = True, error
+        if not part.ended:
+            part.ended, part.error = True, error
         # The end of an answer is what its reader waits for, however slowly.
         self.resume(call)
         self._fill(call)

@@ -136,6 +136,12 @@ def test_a_law_that_raises_leaves_the_static_depth_within_bounds_and_says_so(tmp
     assert Record.open(tmp_path / "record").snapshot().fallback == ""
 
 
+def test_a_fixed_depth_is_the_bound_of_what_stands_in_for_a_law_that_raises() -> None:
+    it = driver(DepthPolicy("Fixed", 0, 6, 2))
+    it.failed(ZeroDivisionError("by design"))
+    assert step(it, "a") == 2
+
+
 def test_a_request_record_holds_depths_drafts_and_what_was_pulled(tmp_path: Path) -> None:
     writer = RecordWriter(tmp_path / "record")
     it = driver(DepthPolicy("Fixed", 0, 6, 3), writer=writer)

@@ -71,6 +71,9 @@ class Metrics:
 
     def sent(self, tokens: int) -> None:
         self._messages.inc()
+        self.generated(tokens)
+
+    def generated(self, tokens: int) -> None:
         self._generated_tokens.inc(tokens)
 
     def merged(self, chunks: int) -> None:

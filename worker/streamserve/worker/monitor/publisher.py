@@ -4,9 +4,9 @@
     endpoint   SET … PX 5000 each second: who and where
     index      ZADD with Redis's own time each second, entries older than its TTL pruned
 
-A Redis that is away costs a reconnect with backoff and nothing else. On a graceful stop the keys are deleted, so that
-routers need not wait for them to expire. The connection is the plain one of `redis_wire`: under load twenty writes a
-second are at stake, beside an engine that wants the core.
+A Redis that is away, or refuses what is written, costs a reconnect with backoff and nothing else. On a graceful stop
+the keys are deleted, so that routers need not wait for them to expire. The connection is the plain one of `redis_wire`:
+under load twenty writes a second are at stake, beside an engine that wants the core.
 """
 
 from __future__ import annotations
@@ -58,10 +58,6 @@ class Publisher:
         while True:
             try:
                 async with self._connected() as connection:
-                    if not self.connected:
-                        _log.info("redis is connected")
-                    self.connected = True
-                    self._backoff.reset()
                     await self._publish(connection)
             except RedisDown as error:
                 if self.connected or not self.failures:
@@ -105,9 +101,17 @@ class Publisher:
                 await connection.pipeline(
                     [("SET", key, packed, "PX", keys.SIGNALS_TTL_MS)], timeout_seconds=_TIMEOUT_SECONDS
                 )
-                self.published += 1
                 signals_at = now
+                self._written()
             await self._pause(shown, signals_at)
+
+    def _written(self) -> None:
+        """Only a write that was taken shows a Redis to be there: one that is full, or a replica, answers all else."""
+        self.published += 1
+        if not self.connected:
+            _log.info("redis is connected")
+            self.connected = True
+            self._backoff.reset()
 
     async def _pause(self, shown: WorkerSignals | None, signals_at: float) -> None:
         """Never sooner than the shortest interval; then when something happened, or soon if something runs."""

@@ -176,7 +176,7 @@ class Driver:
                 self._law = None
                 self._fallback = f"{type(error).__name__}: {error}"
         self._fallbacks += 1
-        return self._policy.clamp(min(static_depth, self._built_depth))
+        return min(self._policy.clamp(min(static_depth, self._built_depth)), self._policy.ceiling)
 
     def draft_judged(self, request_id: str, drafted: int, accepted: int, *, representative: bool = True) -> None:
         """`drafted` tokens were verified and the first `accepted` held. `representative` is false near the length
