@@ -23,10 +23,11 @@ class Request:
     spec_token_ids: list[int] = field(default_factory=list)
     prefill_stats: Any = None
     kv_transfer_params: Any = None
+    answered: int = 0
 
     @property
     def num_tokens(self) -> int:
-        return self.num_prompt_tokens
+        return self.num_prompt_tokens + self.answered
 
 
 @dataclass
@@ -73,6 +74,9 @@ class PlainScheduler:
 
     def update_from_output(self, output: Output, model_output: Any) -> str:
         return "outputs"
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        request.num_computed_tokens = 0
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> str:
         self.freed.append(request.request_id)
@@ -163,7 +167,36 @@ def test_blocks_that_came_from_another_engine_are_counted(tmp_path: Path) -> Non
     assert (figures.free_blocks, figures.total_blocks) == (7, 10)
 
 
-@pytest.mark.parametrize("event", ["schedule", "judge", "output", "free", "add", "finish"])
+def test_what_a_preempted_request_computes_again_waits_and_is_prefill(tmp_path: Path) -> None:
+    it, record = scheduler(tmp_path)
+    request = Request("a")
+    it.add_request(request)
+    step(it, a=10)
+    request.answered = 7
+    it._preempt_request(request, 0.0)
+    it._publish()
+    assert record.snapshot().waiting_prompt_tokens == 17
+    step(it, a=12)
+    figures = record.snapshot()
+    assert (figures.waiting_prompt_tokens, figures.prefill_tokens, figures.decode_steps) == (5, 22, 0)
+    step(it, a=5)
+    figures = record.snapshot()
+    assert (figures.waiting_prompt_tokens, figures.prefill_tokens, figures.decode_steps) == (0, 27, 0)
+    request.answered = 8
+    step(it, a=1)
+    assert record.snapshot().decode_steps == 1
+
+
+def test_every_step_that_computes_has_its_own_ticket(tmp_path: Path) -> None:
+    """A step without one of its own would take the time of the step after it."""
+    it, _ = scheduler(tmp_path)
+    request = Request("a", num_computed_tokens=9, answered=3)
+    it.add_request(request)
+    it._update_after_schedule(Output({"a": 1}))
+    assert len(it._driver._tickets) == 1
+
+
+@pytest.mark.parametrize("event", ["schedule", "judge", "output", "free", "add", "finish", "preempt"])
 def test_whatever_breaks_in_us_vllm_goes_on(tmp_path: Path, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
     it, _ = scheduler(tmp_path)
     request = Request("a")
@@ -172,7 +205,8 @@ def test_whatever_breaks_in_us_vllm_goes_on(tmp_path: Path, event: str, monkeypa
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("by design")
 
-    for name in ("step_scheduled", "draft_judged", "step_done", "request_finished", "request_added", "publish"):
+    ours = ("step_scheduled", "draft_judged", "step_done", "request_finished", "request_added", "prompt_progress")
+    for name in (*ours, "publish"):
         monkeypatch.setattr(it._driver, name, broken)
     output = Output({"a": 10})
     match event:
@@ -189,6 +223,10 @@ def test_whatever_breaks_in_us_vllm_goes_on(tmp_path: Path, event: str, monkeypa
         case "add":
             it.add_request(Request("b"))
             assert "b" in it.requests
+        case "preempt":
+            request.num_computed_tokens = 10
+            it._preempt_request(request, 0.0)
+            assert request.num_computed_tokens == 0
         case _:
             assert it.finish_requests() == []
 

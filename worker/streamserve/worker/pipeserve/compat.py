@@ -31,6 +31,7 @@ _NAMES = (
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
     "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
     "vllm.v1.core.sched.scheduler:Scheduler._free_request",
+    "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
     "vllm.v1.core.sched.scheduler:Scheduler.add_request",
     "vllm.v1.core.sched.scheduler:Scheduler.finish_requests",
     "vllm.v1.core.sched.scheduler:Scheduler.get_request_counts",

@@ -106,18 +106,20 @@ class SpecuStream:
         decoding: list[str] = []
         sampling = prefill_tokens = 0
         for request, tokens in compat.scheduled(this, scheduler_output):
-            computed, prompt = request.num_computed_tokens, request.num_prompt_tokens
-            if computed + tokens >= request.num_tokens + request.num_output_placeholders:
+            computed = request.num_computed_tokens
+            uncomputed = request.num_tokens + request.num_output_placeholders - computed
+            if tokens >= uncomputed:
                 sampling += 1
-            if computed >= prompt:
+            if uncomputed <= 1 and computed >= request.num_prompt_tokens:
                 decoding.append(request.request_id)
                 continue
+            # What a preempted request had already answered is computed again like a prompt.
             driver.request_received(request.request_id, *compat.received(request, this.block_size))
-            driver.prompt_progress(request.request_id, max(prompt - computed - tokens, 0))
-            if prompt - computed > 1:
+            driver.prompt_progress(request.request_id, max(uncomputed - tokens, 0))
+            if uncomputed > 1:
                 # A prompt that arrived whole computes one token: that is a decode step in all but name.
-                prefill_tokens += min(tokens, prompt - computed)
-        if not (sampling or decoding or prefill_tokens):
+                prefill_tokens += min(tokens, uncomputed)
+        if not scheduler_output.total_num_scheduled_tokens:
             return
         depth = driver.step_scheduled(
             decoding=decoding,
@@ -128,6 +130,13 @@ class SpecuStream:
         )
         if self._steered:
             compat.set_planned_depth(scheduler_output, depth)
+
+    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
+        try:
+            self._driver.prompt_progress(request.request_id, int(request.num_tokens))
+        except Exception as error:
+            self._give_up(error)
 
     def make_spec_decoding_stats(self, *args: Any, **kwargs: Any) -> Any:
         try:
