@@ -213,6 +213,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 "known": "max(streamserve_operator_streampairs)",
                 "due": "sum(streamserve_operator_queue_depth * on (namespace, pod) streamserve_operator_leads)",
                 "lanes missing": "sum(max by (streampair) (streamserve_operator_missing_lanes)) or vector(0)",
+                "namespaces not listed": "max(streamserve_operator_unknown_namespaces)",
             },
         ),
         Panel(
