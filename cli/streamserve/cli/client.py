@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -81,6 +81,15 @@ def _identity(args: argparse.Namespace) -> TlsFiles | Bearer | None:
     if not token or not token.isprintable() or " " in token:
         raise Refused(f"--token-file {args.token_file} holds no token: one word of printable characters is needed")
     return Bearer(args.tls_ca, token)
+
+
+@contextmanager
+def utf8_words() -> Iterator[None]:
+    """Around what makes a request of the command line's words and of stdin. Raises Refused."""
+    try:
+        yield
+    except UnicodeError:
+        raise Refused("a prompt, --model and --workload have to be UTF-8 text; convert it, as with `iconv`") from None
 
 
 @asynccontextmanager

@@ -65,7 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    request = build_request(args)
+    with client.utf8_words():
+        request = build_request(args)
 
     async def work(channel: grpc.aio.Channel) -> int:
         from streamserve.v1 import admin_pb2, admin_pb2_grpc

@@ -65,11 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.timeout <= 0:
+    if not args.timeout > 0:
         raise Refused("--timeout must be above 0 seconds")
     if args.max_tokens is not None and not 0 <= args.max_tokens < 2**32:
         raise Refused(f"--max-tokens {args.max_tokens} is no count of tokens: give 1 or more")
-    request = build_request(args, sys.stdin.read() if args.prompt == "-" else args.prompt)
+    with client.utf8_words():
+        request = build_request(args, sys.stdin.read() if args.prompt == "-" else args.prompt)
     return client.run_with_channel(args, lambda channel: _stream(channel, request, args))
 
 

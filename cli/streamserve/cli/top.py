@@ -68,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.interval < 0.1:
+    if not args.interval >= 0.1:
         raise Refused("--interval must be at least 0.1 s")
     return client.run_with_channel(args, lambda channel: _watch(channel, args))
 

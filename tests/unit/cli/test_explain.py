@@ -8,6 +8,7 @@ import pytest
 
 from streamserve.cli import explain
 from streamserve.cli.errors import Refused
+from streamserve.cli.main import main
 from streamserve.contract import tokens
 
 
@@ -34,3 +35,8 @@ def test_every_option_is_sent() -> None:
 def test_a_count_that_is_none_is_refused(words: tuple[str, str]) -> None:
     with pytest.raises(Refused, match=words[0]):
         explain.build_request(arguments(*words))
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "\udcff"]) == 2
+    assert "have to be UTF-8 text" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from typing import Any
 
@@ -116,9 +117,23 @@ def test_nobody_listening_is_one_clear_line(capsys: pytest.CaptureFixture[str]) 
     [
         (["--server", "nowhere", "x"], "is no address: write host:port"),
         (["--timeout", "0", "x"], "--timeout must be above 0"),
+        (["--timeout", "nan", "x"], "--timeout must be above 0"),
+        (["\udcff"], "have to be UTF-8 text"),
+        (["--model", "\udcff", "x"], "have to be UTF-8 text"),
         (["--max-tokens", "-1", "x"], "--max-tokens -1 is no count"),
     ],
 )
 def test_a_bad_option_is_refused_at_once(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_piped_prompt_that_is_not_utf8_is_refused(
+    errors: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors))
+    assert main(["generate", "-"]) == 2
+    assert capsys.readouterr().err == (
+        "streamserve: a prompt, --model and --workload have to be UTF-8 text; convert it, as with `iconv`\n"
+    )

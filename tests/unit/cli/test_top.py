@@ -9,6 +9,7 @@ from rich.console import Console
 
 from streamserve.cli import top
 from streamserve.cli.fleet_view import Fleet, LaneRow, WorkerRow
+from streamserve.cli.main import main
 
 SAID = [
     "canary: RuntimeError: [enforce fail at alloc_cpu.cpp:115] err == 0",
@@ -25,3 +26,9 @@ def test_a_reason_with_brackets_is_shown_as_it_is(said: str) -> None:
     Console(file=out, width=300).print(top.table(Fleet(lanes=(lane,))))
     assert f"Fenced: {said}" in out.getvalue()
     assert "decode-0 ([stalled])" in out.getvalue()
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan"])
+def test_an_interval_that_is_none_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--interval", seconds]) == 2
+    assert "--interval must be at least 0.1 s" in capsys.readouterr().err
