@@ -60,7 +60,7 @@ class Site:
             fence = Fence(time.monotonic)
             fence.raise_until(time.monotonic() + 60)
             link = RedisLink(self.urls["operator"], fence, ["serving"])
-            await RedisUsers(self.users_file, lambda: namespaces, fence).look(link)
+            await RedisUsers(self.users_file, lambda: namespaces, tuple, fence).look(link)
             await link.close()
 
         asyncio.run(look())

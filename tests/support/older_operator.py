@@ -189,7 +189,8 @@ def _plant(bench: OperatorBench, body: Body) -> Body:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--in":
-        json.dump(run_in(*map(Path, sys.argv[2:5]), sys.argv[5]), sys.stdout)
+        tree, directory, binary = map(Path, sys.argv[2:5])
+        json.dump(run_in(tree, directory, binary, sys.argv[5]), sys.stdout)
     else:
         print(freeze_crd(sys.argv[1]))
         for each in SPECS:

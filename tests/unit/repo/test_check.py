@@ -27,7 +27,7 @@ def program(folder: Path, name: str, code: str) -> str:
 
 def test_every_tool_of_the_house_has_its_step(check: ModuleType) -> None:
     names = {step.name for step in check.STEPS}
-    assert names == {"format", "lint", "types", "layers", "protos", "generated", "house", "chart"}
+    assert names == {"format", "lint", "types", "calls", "layers", "protos", "generated", "house", "chart"}
 
 
 def test_the_chart_is_linted_rendered_and_refused_and_kubernetes_schemas_read_it(check: ModuleType, root: Path) -> None:
