@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from streamserve.cli.fleet_view import READY, Fleet, LaneRow
 from streamserve.cli.up import drain
 from streamserve.cli.up.commands import Command, Site
 from streamserve.cli.up.lanes import Lanes
@@ -172,3 +173,32 @@ async def test_a_lane_that_retires_takes_a_replica_that_drains_with_it(machine: 
     await _settle()
     assert machine.names == []
     assert machine.lanes.lanes == {}
+
+
+def of_the_router(revision: str = "a") -> Fleet:
+    return Fleet(lanes=(LaneRow(name="lane-0", revision=revision, state=READY, reason="", workers=()),))
+
+
+def away(machine: Machine, slot: Slot, *, up: bool = False) -> None:
+    cast(FakeChild, machine.lanes.lanes[0].children[slot]).up = up
+
+
+async def test_a_lane_begins_whole_and_a_worker_that_is_added_takes_nothing_from_it(machine: Machine) -> None:
+    machine.carry_out(StartLane(0, Reason.MISSING))
+    away(machine, SECOND)
+    assert not machine.lanes.observe(of_the_router())[0].ready
+    away(machine, SECOND, up=True)
+    assert machine.lanes.observe(of_the_router())[0].ready
+    machine.carry_out(StartWorker(0, Slot("prefill", 1)))
+    away(machine, Slot("prefill", 1))
+    assert machine.lanes.observe(of_the_router())[0].ready
+    assert machine.said.count("lane-0: takes traffic") == 1
+    assert not [line for line in machine.said if "takes no traffic" in line]
+
+
+async def test_a_lane_without_a_worker_of_one_role_takes_no_traffic(machine: Machine) -> None:
+    machine.carry_out(StartLane(0, Reason.MISSING))
+    assert machine.lanes.observe(of_the_router())[0].ready
+    away(machine, Slot("prefill", 0))
+    assert not machine.lanes.observe(of_the_router())[0].ready
+    assert machine.said[-1] == "lane-0: takes no traffic (a worker is away)"

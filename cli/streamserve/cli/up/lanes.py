@@ -48,6 +48,13 @@ class Lane:
     def staying(self) -> dict[Slot, Child]:
         return {slot: child for slot, child in self.children.items() if slot not in self.leaving}
 
+    @property
+    def serves(self) -> bool:
+        """Whether its processes let it: all of them before it was ready, then one of each role. A worker that is added,
+        and loads its model for half a minute, takes nothing from those that serve."""
+        up = [slot.role for slot, child in self.staying.items() if child.up]
+        return {"prefill", "decode"} <= set(up) if self.was_ready else 0 < len(up) == len(self.staying)
+
 
 class Lanes:
     """Owns every worker process."""
@@ -103,7 +110,7 @@ class Lanes:
         states = fleet.states if fleet is not None else {}
         for lane in self.lanes.values():
             seen = states.get(lane.name)
-            up = bool(lane.staying) and all(child.up for child in lane.staying.values())
+            up = lane.serves
             if fleet is None:
                 ready = lane.ready and up
             else:
