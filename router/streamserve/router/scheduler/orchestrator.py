@@ -6,6 +6,8 @@
     each further chunk   max(stall_seconds, STALL_FACTOR x predicted time per token)
     the client           slow_consumer_seconds for one chunk
 
+What waits for a worker waits from when its engine last worked and had no room for this request (signals/occupancy.py).
+
 Chunks are forwarded as bytes: a DecodeResponse behind an `attempt` field is a GenerateResponse (same field numbers,
 and protobuf messages merge by concatenation). Only the first chunk gets more (the route), and only a chunk with a
 load report is written anew, without it.
@@ -17,6 +19,7 @@ are on their way; each takes at most ABORT_SECONDS, and `stop` waits for them.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -97,7 +100,7 @@ class Orchestrator:
         self.idle = asyncio.Event()
         self.idle.set()
         self._aborts = Tasks("aborts")
-        self._running: set[str] = set()
+        self._running: dict[str, _Run] = {}
         self._numbers = count(1)
 
     @property
@@ -112,10 +115,10 @@ class Orchestrator:
             raise DuplicateRequest(
                 f"request {request.id} is still running here; choose another x-request-id or wait for its end"
             )
-        self._running.add(request.id)
+        run = _Run(self, request, write, for_workers(request.id, self.router_id, next(self._numbers)))
+        self._running[request.id] = run
         self.idle.clear()
         token = logs.request_id.set(request.id)
-        run = _Run(self, request, write, for_workers(request.id, self.router_id, next(self._numbers)))
         outcome = "OK"
         try:
             await run.drive()
@@ -130,7 +133,7 @@ class Orchestrator:
             raise
         finally:
             run.close()
-            self._running.discard(request.id)
+            del self._running[request.id]
             if not self._running:
                 self.idle.set()
             timing = run.timing()
@@ -143,6 +146,10 @@ class Orchestrator:
         """Let the aborts that are on their way go out: workers must not go on with what nobody waits for."""
         await self._aborts.join(ABORT_SECONDS)
         await self._aborts.stop()
+
+    def streamed_at(self, worker: str) -> float:
+        """When an answer from this worker went on last; -inf where none of those that run has begun."""
+        return max((run.streamed_at for run in self._running.values() if run.waits_for == worker), default=-math.inf)
 
     def abort_workers(self, request_id: str, attempt: int, workers: tuple[str, ...]) -> None:
         for worker in workers:
@@ -192,7 +199,8 @@ class _Run:
         self._prediction: tuple[float, float | None] | None = None
         self._placed_under: tuple[str, ConfigId] | None = None
         self._last_load: worker_pb2.LoadReport | None = None
-        self._watchdog = Watchdog(request.deadline_seconds)
+        self.waits_for = ""
+        self._watchdog = self._new_watchdog()
 
     async def drive(self) -> None:
         """Until the session is finished. Raises its error."""
@@ -217,6 +225,11 @@ class _Run:
         if self._error is not None:
             raise self._error
         self._owner.budget.earn()
+
+    @property
+    def streamed_at(self) -> float:
+        """When the client was sent something last; -inf before that."""
+        return -math.inf if self._last_at is None else self._last_at
 
     @property
     def delivered(self) -> bool:
@@ -270,7 +283,7 @@ class _Run:
         except Expired as expired:
             return self._session.handle(self._expiry(action, expired))
         finally:
-            self._watchdog = Watchdog(self._request.deadline_seconds)
+            self._watchdog = self._new_watchdog()
 
     def _expiry(self, action: core.Action, expired: Expired) -> core.Event:
         match expired.cause, action:
@@ -356,6 +369,7 @@ class _Run:
     async def _prefill(self, action: core.StartPrefill) -> core.Event:
         worker = action.route.prefill_worker
         placement = self._placements[action.attempt]
+        self.waits_for = worker
         self._watchdog.expect(Cause.STALL, self._patience(placement.decision.chosen.ttft_seconds))
         request = worker_pb2.PrefillRequest(
             request_id=self._worker_request_id,
@@ -399,6 +413,7 @@ class _Run:
         worker = action.route.decode_worker
         placement = self._placements[action.attempt]
         chosen = placement.decision.chosen
+        self.waits_for = worker
         between = self._patience(chosen.decode.tpot_seconds if chosen.decode else 0.0)
         self._watchdog.expect(Cause.STALL, self._patience(chosen.ttft_seconds))
         session, attempt, head = self._session, action.attempt, _ATTEMPT_FIELD[action.attempt]
@@ -515,6 +530,14 @@ class _Run:
 
     def _patience(self, predicted_seconds: float) -> float:
         return max(self._owner.limits.stall_seconds, STALL_FACTOR * predicted_seconds)
+
+    def _new_watchdog(self) -> Watchdog:
+        return Watchdog(self._request.deadline_seconds, self._no_room_until)
+
+    def _no_room_until(self) -> float:
+        tokens = self._request.prompt_tokens + self._session.tokens_sent
+        streamed_at = self._owner.streamed_at(self.waits_for)
+        return self._owner.fleet.no_room_until(self.waits_for, tokens, streamed_at=streamed_at)
 
     def _left(self) -> float:
         return max(0.001, self._request.deadline_seconds - self._owner.clock() - DEADLINE_MARGIN_SECONDS)

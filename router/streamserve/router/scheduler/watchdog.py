@@ -1,5 +1,8 @@
 """One timer for all the waits of a request: its deadline, a worker that says nothing, a client that does not read.
 
+A worker that says nothing is given up only once it has had its time since it last had an excuse: until then a request
+of ours could only wait inside it.
+
 The next limit is set before every wait, thousands of times for a long stream, so setting it touches no timer: the
 timer that runs looks, when it fires, whether a limit has passed, and else arms itself for the nearest one.
 """
@@ -7,6 +10,8 @@ timer that runs looks, when it fires, whether a limit has passed, and else arms 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
 from typing import Self
@@ -28,11 +33,25 @@ class Expired(Exception):
 
 
 class Watchdog:
-    """Interrupts the task that entered it with Expired. Times are of the loop's clock."""
+    """Interrupts the task that entered it with Expired. Times are of the loop's clock.
 
-    __slots__ = ("_cancelling", "_cause", "_deadline", "_expired", "_handle", "_limit", "_loop", "_since", "_task")
+    `excused_at`: the last moment at which a worker had a reason to say nothing, -inf where there was none."""
 
-    def __init__(self, deadline_seconds: float) -> None:
+    __slots__ = (
+        "_cancelling",
+        "_cause",
+        "_deadline",
+        "_excused_at",
+        "_expired",
+        "_handle",
+        "_limit",
+        "_loop",
+        "_since",
+        "_task",
+    )
+
+    def __init__(self, deadline_seconds: float, excused_at: Callable[[], float] = lambda: -math.inf) -> None:
+        self._excused_at = excused_at
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline_seconds
         self._limit = deadline_seconds
@@ -79,6 +98,8 @@ class Watchdog:
 
     def _look(self) -> None:
         now = self._loop.time()
+        if self._cause is Cause.STALL and self._limit <= now < self._deadline:
+            self._excuse()
         if now < min(self._limit, self._deadline):
             self._handle = self._loop.call_at(min(self._limit, self._deadline), self._look)
             return
@@ -87,3 +108,9 @@ class Watchdog:
         self._expired = Expired(cause, now - self._since)
         assert self._task is not None
         self._task.cancel()
+
+    def _excuse(self) -> None:
+        """Let the wait count from the worker's last excuse on."""
+        if (excused_at := self._excused_at()) > self._since:
+            self._limit += excused_at - self._since
+            self._since = excused_at

@@ -26,7 +26,7 @@ from streamserve.contract.goodput import GoodputMinute
 from streamserve.contract.keys import GOODPUT_TTL_SECONDS, LANES_TTL_MS, Keyspace
 from streamserve.contract.lane_word import LaneReport, LaneWord
 from streamserve.router.flowguard.explain import age_ms
-from streamserve.router.flowguard.view import FleetView, LaneState
+from streamserve.router.flowguard.view import NEVER, FleetView, LaneState
 from streamserve.router.lanes import have_judged
 from streamserve.router.signals import breaker, fleet_file
 from streamserve.router.signals.bookings import Booking
@@ -172,6 +172,14 @@ class Fleet:
     def client(self, worker_id: str) -> WorkerClient:
         """The connection to the worker's current start. Raises WorkerLost when it is gone."""
         return self._worker(worker_id).client()
+
+    def no_room_until(self, worker_id: str, tokens: int, *, streamed_at: float) -> float:
+        """The last moment at which this worker's engine worked and had no room for a request of `tokens`, as far as is
+        known; `streamed_at`: when an answer from it went on last. -inf where there was no such moment."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return NEVER
+        return worker.no_room_until(tokens, streamed_at=streamed_at, now_seconds=self._clock())
 
     async def wait_change(self, timeout_seconds: float) -> bool:
         """True when something that a decision stands on changed, False after the timeout."""

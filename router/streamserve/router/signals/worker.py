@@ -16,6 +16,7 @@ from streamserve.router.flowguard.view import DUE_SECONDS, NEVER, Health, KvGeom
 from streamserve.router.signals import breaker
 from streamserve.router.signals.bookings import Ledger
 from streamserve.router.signals.breaker import Breaker, Closed, Event
+from streamserve.router.signals.occupancy import Occupancy
 from streamserve.router.signals.store import LatestSignals, Offer
 from streamserve.router.worker_client import WorkerClient
 from streamserve.v1 import admin_pb2, worker_pb2
@@ -66,6 +67,7 @@ class TrackedWorker:
         self._client: WorkerClient | None = None
         self._view: WorkerView | None = None
         self._worked_until_seconds = NEVER
+        self._occupancy = Occupancy()
         self._told: dict[str, object] = {}
 
     # Who and where
@@ -116,6 +118,7 @@ class TrackedWorker:
         self.breaker, self.detail = Closed(), ""
         self.kv, self.max_model_tokens, self.vocabulary_size, self.described_boot = None, 0, 0, 0
         self._worked_until_seconds = NEVER
+        self._occupancy = Occupancy()
 
     # What it says
 
@@ -128,6 +131,7 @@ class TrackedWorker:
             self._forget_boot()
         if offer in (Offer.FRESH, Offer.NEW_BOOT) and self.latest.signals is not None:
             self.ledger.acknowledge(self.latest.signals)
+            self._occupancy.saw(self.latest.signals, now_seconds)
             self._view = None
         return offer
 
@@ -146,6 +150,12 @@ class TrackedWorker:
         self.described_boot = endpoint.boot_id
         self._view = None
         return self.offered(state.signals, now_seconds) if state.signals else Offer.OLD
+
+    def no_room_until(self, tokens: int, *, streamed_at: float, now_seconds: float) -> float:
+        """Until when a request of `tokens` may have had to wait in its engine; see occupancy.py."""
+        return self._occupancy.no_room_until(
+            self.latest.signals, self.kv, tokens, streamed_at=streamed_at, now=now_seconds
+        )
 
     # How it answers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -81,6 +82,8 @@ class FakeStream:
         for step in steps:
             if step is HANG:
                 await asyncio.Event().wait()
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
             elif isinstance(step, StreamServeError):
                 raise step
             else:
@@ -143,6 +146,10 @@ class FakeFleet:
     reports: list[tuple[str, bytes]] = field(default_factory=list)
     results: list[tuple[str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    full: Callable[[str], bool] = lambda worker: False
+
+    def no_room_until(self, worker_id: str, tokens: int, *, streamed_at: float) -> float:
+        return time.monotonic() if self.full(worker_id) else -math.inf
 
     def view(self) -> FleetView:
         lanes = []

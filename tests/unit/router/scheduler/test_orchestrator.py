@@ -181,6 +181,30 @@ async def test_a_silent_worker_counts_as_lost() -> None:
     assert {worker for worker, _, _ in fleet.aborted} >= {silent[0]}
 
 
+async def test_who_waits_in_a_full_worker_waits_on_and_its_time_counts_from_the_last_moment_without_room() -> None:
+    freed = asyncio.Event()
+    fleet = FakeFleet([lane("a")], decode=lambda _: [freed, chunk(0, 7, last=True)], full=lambda _: not freed.is_set())
+    async with Stage(fleet, stall_seconds=0.05) as stage:
+        asking = asyncio.create_task(stage.serve())
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        freed.set()
+        sent = await asking
+        assert stage.nothing_is_left()
+    assert [message.attempt for message in sent] == [1]
+    assert ("a-d0", "WORKER_STALLED") not in fleet.results
+
+
+async def test_a_worker_that_has_room_again_and_says_nothing_counts_as_lost() -> None:
+    began = time.monotonic()
+    fleet = FakeFleet([lane("a")], decode=lambda _: [HANG], full=lambda _: time.monotonic() < began + 0.3)
+    async with Stage(fleet, stall_seconds=0.1) as stage:
+        with pytest.raises(StreamServeError):
+            await stage.serve()
+    assert time.monotonic() - began > 0.35
+    assert ("a-d0", "WORKER_STALLED") in fleet.results
+
+
 async def test_a_worker_that_cancels_by_itself_is_lost_and_not_the_clients_will() -> None:
     from streamserve.contract.errors import Cancelled
 
