@@ -154,12 +154,13 @@ class NoLane(NoWorker):
     """Every lane was filtered out; `refused` says which filter took which.
 
     `too_long`: no wait helps, no worker of this fleet can hold the request (answer INVALID_ARGUMENT).
-    `busy`: a worker would take it but for load that passes (queue it; when time is up, RESOURCE_EXHAUSTED).
+    `busy`: there is a way for it but for load that passes (queue it; when time is up, RESOURCE_EXHAUSTED).
     """
 
-    def __init__(self, refused: tuple[Refusal, ...]) -> None:
+    def __init__(self, refused: tuple[Refusal, ...], *, busy: bool) -> None:
         shown = "; ".join(str(refusal) for refusal in refused[:8]) or "no lane is known"
         self.refused = refused
+        self.busy = busy
         advice = "shorten the prompt" if self.too_long else "try again in a second; `streamserve top` shows the lanes"
         super().__init__(f"no lane can take the request: {shown}; {advice}", retry_after_seconds=1.0)
 
@@ -167,10 +168,6 @@ class NoLane(NoWorker):
     def too_long(self) -> bool:
         of_workers = [refusal for refusal in self.refused if refusal.worker]
         return bool(of_workers) and all(refusal.reason is Reason.TOO_LONG for refusal in of_workers)
-
-    @property
-    def busy(self) -> bool:
-        return any(refusal.reason in PASSING_REASONS for refusal in self.refused)
 
     @property
     def whatever_its_size(self) -> bool:

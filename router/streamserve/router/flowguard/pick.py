@@ -47,10 +47,11 @@ def pick(
     trusts = {worker.id: view.trust(worker, trust_seconds) for lane in view.lanes for worker in lane.workers}
     usual = Usual(request, view)
     sieve = Sieve(request, view, trusts, output_tokens=usual.output_tokens)
-    ways = _ways(request, view, config, sieve)
+    possible = _ways(request, view, config, sieve)
+    ways = [way for way in possible if _is_free(way, sieve)]
     refused = (*sieve.all(view), *_unproven(view, sieve))
     if not ways:
-        raise NoLane(refused)
+        raise NoLane(refused, busy=bool(possible))
     estimator = Estimator(request, view, usual, trusts)
     candidates = costs(ways, estimator, routing.weights_percent, config.slo_of(request.workload))
     chosen = candidates[_choose(routing.policy, ways, candidates, rng, cursor)]
@@ -58,11 +59,10 @@ def pick(
 
 
 def _ways(request: RouteRequest, view: FleetView, config: RuntimeConfig, sieve: Sieve) -> list[Way]:
-    """The first step of the ladder on which anything is possible; empty when that step is only busy."""
+    """The first step of the ladder on which anything is possible, be it busy or not; empty where no step has any."""
     for step in _ladder(request, config):
-        ways = step(request, view, sieve.possible)
-        if ways:
-            return [way for way in ways if _is_free(way, sieve)]
+        if ways := step(request, view, sieve.possible):
+            return ways
     return []
 
 

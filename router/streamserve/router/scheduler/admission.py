@@ -36,6 +36,7 @@ MIN_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 60.0
 UNKNOWN_RETRY_SECONDS: Final = 1.0
 JITTER: Final = 0.2
+SPARE_DEADLINES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +107,18 @@ class AdmissionQueue:
         if not self._waiting:
             self._busy_since_seconds = self._counted_seconds = now
         insort(self._order, (ticket.key, ticket), key=lambda entry: entry[0])
-        heapq.heappush(self._deadlines, (ticket.deadline_seconds, ticket.number, ticket))
-        self._arrivals.append(ticket)
         self._waiting.add(ticket.number)
+        self._keep_deadline(ticket)
+        self._arrivals.append(ticket)
         self.requests += 1
         self.tokens += ticket.tokens
+
+    def _keep_deadline(self, ticket: Ticket) -> None:
+        """Those of tickets that have gone are dropped when they come to be most: a deadline may lie half an hour off."""
+        heapq.heappush(self._deadlines, (ticket.deadline_seconds, ticket.number, ticket))
+        if len(self._deadlines) > 2 * len(self._waiting) + SPARE_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiting]
+            heapq.heapify(self._deadlines)
 
     def _check_room(self, ticket: Ticket, now: float, bounds: AdmissionConfig) -> None:
         if self.requests >= bounds.max_queued_requests:

@@ -220,7 +220,7 @@ class Dispatcher:
         if error.too_long:
             self._refuse(waiter, InvalidRequest(str(error), field="prompt"))
         elif not error.busy and (waiter.excluded or now - waiter.since_seconds >= PATIENCE_SECONDS):
-            self._refuse(waiter, NoLane(error.refused))
+            self._refuse(waiter, NoLane(error.refused, busy=False))
 
     def _like(self, waiter: _Waiter) -> _Like:
         """What of a request the filters and the ladder look at, but for its length in tokens and blocks."""

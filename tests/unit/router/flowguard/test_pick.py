@@ -253,6 +253,17 @@ NOBODY = {
         config=STRICT,
         reason=Reason.CIRCUIT_OPEN,
     ),
+    "a full decode worker without a prefill worker is no load that passes": Nobody(
+        [lane("a").running(36).health(Health.CIRCUIT_OPEN, role=Role.PREFILL).fenced()],
+        config=STRICT,
+        reason=Reason.AT_CAPACITY,
+    ),
+    "a full lane beside one that cannot serve is waited for": Nobody(
+        [lane("a").running(36), lane("b").running(36).health(Health.CIRCUIT_OPEN, role=Role.PREFILL).fenced()],
+        config=STRICT,
+        reason=Reason.CIRCUIT_OPEN,
+        busy=True,
+    ),
     "a request that no worker could ever hold": Nobody(
         [lane("a"), lane("b")], request=prompt(200_000), reason=Reason.TOO_LONG, too_long=True
     ),

@@ -146,10 +146,10 @@ class FakeFleet:
     reports: list[tuple[str, bytes]] = field(default_factory=list)
     results: list[tuple[str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    full: Callable[[str], bool] = lambda worker: False
+    no_room: Callable[[str], float] = lambda worker: -math.inf
 
     def no_room_until(self, worker_id: str, tokens: int, *, streamed_at: float) -> float:
-        return time.monotonic() if self.full(worker_id) else -math.inf
+        return self.no_room(worker_id)
 
     def view(self) -> FleetView:
         lanes = []

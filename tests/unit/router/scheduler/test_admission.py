@@ -17,7 +17,7 @@ from streamserve.contract.errors import (
     StreamServeError,
 )
 from streamserve.contract.runtime_config import AdmissionConfig
-from streamserve.router.scheduler.admission import AdmissionQueue, Ticket
+from streamserve.router.scheduler.admission import SPARE_DEADLINES, AdmissionQueue, Ticket
 
 BOUNDS = AdmissionConfig(max_queued_requests=3, max_queued_tokens=1_000, max_queue_ms=5_000)
 
@@ -223,3 +223,19 @@ def test_the_counts_are_those_of_who_waits_and_the_order_holds(steps: list[tuple
         expiry = subject.next_expiry_seconds(BOUNDS)
         assert (expiry is None) == (not waiting)
         assert expiry is None or math.isfinite(expiry)
+
+
+def test_deadlines_of_who_has_gone_are_not_kept_while_a_nearer_one_waits() -> None:
+    """Every waiting client gives up sooner than those before it would have: nothing ever expires at the heap's top."""
+    subject = queue()
+    asked = [
+        ticket(number, at=number / 100, until=number / 100 + (4.0 if number % 2 else 1_800.0)) for number in range(20_000)
+    ]
+    for before, each in pairwise(asked):
+        if before is asked[0]:
+            subject.offer(before, 0.0, BOUNDS)
+        subject.offer(each, each.arrival_seconds, BOUNDS)
+        subject.dispatched(before, each.arrival_seconds)
+    assert subject.requests == 1
+    assert len(subject._deadlines) <= 2 + SPARE_DEADLINES
+    assert [each.number for each, _ in subject.expired(1e6, BOUNDS)] == [asked[-1].number]

@@ -183,7 +183,7 @@ async def test_a_silent_worker_counts_as_lost() -> None:
 
 async def test_who_waits_in_a_full_worker_waits_on_and_its_time_counts_from_the_last_moment_without_room() -> None:
     freed = asyncio.Event()
-    fleet = FakeFleet([lane("a")], decode=lambda _: [freed, chunk(0, 7, last=True)], full=lambda _: not freed.is_set())
+    fleet = FakeFleet([lane("a")], decode=lambda _: [freed, chunk(0, 7, last=True)], no_room=lambda _: time.monotonic())
     async with Stage(fleet, stall_seconds=0.05) as stage:
         asking = asyncio.create_task(stage.serve())
         await asyncio.sleep(0.3)
@@ -197,7 +197,7 @@ async def test_who_waits_in_a_full_worker_waits_on_and_its_time_counts_from_the_
 
 async def test_a_worker_that_has_room_again_and_says_nothing_counts_as_lost() -> None:
     began = time.monotonic()
-    fleet = FakeFleet([lane("a")], decode=lambda _: [HANG], full=lambda _: time.monotonic() < began + 0.3)
+    fleet = FakeFleet([lane("a")], decode=lambda _: [HANG], no_room=lambda _: min(time.monotonic(), began + 0.3))
     async with Stage(fleet, stall_seconds=0.1) as stage:
         with pytest.raises(StreamServeError):
             await stage.serve()
