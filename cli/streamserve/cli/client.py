@@ -110,6 +110,8 @@ async def open_channel(address: str, identity: TlsFiles | Bearer | None = None) 
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
         writer.close()
+    except UnicodeError:
+        raise Refused(f"--server {address}: {host} is no name of a host") from None
     except (OSError, TimeoutError):
         raise Failed(nobody_listens(address)) from None
     try:

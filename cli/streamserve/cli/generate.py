@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from streamserve.v1 import common_pb2, inference_pb2
 
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
+MAX_TIMEOUT_SECONDS: Final = 86_400.0
 FINISH_REASONS: Final = {1: "stop", 2: "length"}
 EPILOG: Final = """\
 examples:
@@ -65,8 +66,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.timeout > 0:
-        raise Refused("--timeout must be above 0 seconds")
+    if not 0 < args.timeout <= MAX_TIMEOUT_SECONDS:
+        raise Refused(f"--timeout must be above 0 seconds, and at most {MAX_TIMEOUT_SECONDS:.0f}")
     if args.max_tokens is not None and not 0 <= args.max_tokens < 2**32:
         raise Refused(f"--max-tokens {args.max_tokens} is no count of tokens: give 1 or more")
     with client.utf8_words():

@@ -8,6 +8,7 @@ anything was started, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -50,6 +51,7 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    _write_what_the_terminal_can()
     name = next((word for word in words if not word.startswith("-")), "")
     command = cast(Command, import_module(COMMANDS[name][0])) if name in COMMANDS else None
     args = _parser(name, command).parse_args(words)
@@ -65,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _report(error)
+
+
+def _write_what_the_terminal_can() -> None:
+    """Where stdout is not UTF-8 a sign that it lacks becomes a question mark, not the end of the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _parser(name: str, command: Command | None) -> argparse.ArgumentParser:

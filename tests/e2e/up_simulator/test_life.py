@@ -29,6 +29,17 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(up: Any) -> None:
             assert probe.connect_ex((host, int(number))) != 0
 
 
+def test_a_ready_file_that_cannot_be_removed_keeps_nothing_from_its_orderly_end(up: Any) -> None:
+    up.start("--lanes", "1")
+    run_dir = up.ready["run_dir"]
+    up.ready_file.unlink()
+    up.ready_file.mkdir()
+    assert up.stop(signal.SIGTERM) == 0
+    assert up.processes() == []
+    assert not os.path.exists(run_dir)
+    assert up.lines()[-1].endswith("stopping: router, workers, Redis (again to stop at once)")
+
+
 def test_a_stream_that_does_not_end_is_cut_by_the_router_and_not_with_it(up: Any) -> None:
     up.file.write_text(up.file.read_text().replace('max-model-len: "2048"', 'max-model-len: "32768"'))
     up.start("--lanes", "1")
@@ -101,6 +112,8 @@ REFUSALS = {
     "Redis that cannot be reached": (["--redis", "redis://127.0.0.1:1"], "Redis at 127.0.0.1:1 cannot be reached"),
     "too many lanes": (["--lanes", "257"], "--lanes 257 is not between 0 and 256"),
     "too little memory": (["--lanes", "200", "--engine", "Vllm"], "too little memory for 200 lanes"),
+    "a folder for the ready file": (["--ready-file", "/tmp"], "--ready-file: /tmp is a folder: name a file in it"),
+    "a Redis URL that the workers would not take": (["--redis", "redis://h:1/x"], "its database is not a number"),
     "no folder for the ready file": (["--ready-file", "/nowhere/ready.json"], "there is no folder /nowhere"),
 }
 

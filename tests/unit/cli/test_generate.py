@@ -118,6 +118,8 @@ def test_nobody_listening_is_one_clear_line(capsys: pytest.CaptureFixture[str]) 
         (["--server", "nowhere", "x"], "is no address: write host:port"),
         (["--timeout", "0", "x"], "--timeout must be above 0"),
         (["--timeout", "nan", "x"], "--timeout must be above 0"),
+        (["--timeout", "inf", "x"], "--timeout must be above 0 seconds, and at most 86400"),
+        (["--server", "a..b:1", "x"], "--server a..b:1: a..b is no name of a host"),
         (["\udcff"], "have to be UTF-8 text"),
         (["--model", "\udcff", "x"], "have to be UTF-8 text"),
         (["--max-tokens", "-1", "x"], "--max-tokens -1 is no count"),

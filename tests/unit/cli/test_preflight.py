@@ -122,6 +122,7 @@ def test_a_port_that_somebody_listens_on_is_in_use() -> None:
         assert "choose another with --grpc" in preflight.port_problem("--grpc", address)
     assert preflight.port_problem("--grpc", address) == ""
     assert preflight.port_problem("--grpc", "127.0.0.1:0") == ""
+    assert "a..b is no name of a host" in preflight.port_problem("--grpc", "a..b:1")
 
 
 @pytest.mark.parametrize("address", ["50051", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999", ":1"])
@@ -186,7 +187,13 @@ def test_a_garbled_model_folder_is_left_to_the_engine(tmp_path: Path, garbage: s
     assert facts.vocabulary_size is None
 
 
-@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://", "redis://h:port/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:6379", "http://localhost", "redis://", "redis://h:port/0", "redis://[::1"),
+        *("redis://h:6379/x", "redis://h:6379/0?db=zz", "redis://h:6379/0?socket_timeout=abc"),
+    ],
+)
 def test_what_is_no_redis_url_is_refused(url: str) -> None:
     with pytest.raises(Refused, match="--redis"):
         local_redis.external(url)

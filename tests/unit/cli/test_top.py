@@ -32,3 +32,16 @@ def test_a_reason_with_brackets_is_shown_as_it_is(said: str) -> None:
 def test_an_interval_that_is_none_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--interval", seconds]) == 2
     assert "--interval must be at least 0.1 s" in capsys.readouterr().err
+
+
+def test_a_terminal_without_a_sign_of_ours_shows_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+
+    def run(_: object) -> int:
+        print("1 running · →", flush=True)
+        return 0
+
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(top, "run", run)
+    assert main(["top"]) == 0
+    assert written.getvalue() == b"1 running ? ?\n"

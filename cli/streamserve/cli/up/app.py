@@ -93,6 +93,8 @@ def _first_version(options: Options, overrides: watch.Overrides) -> tuple[bytes,
 async def _preflight(options: Options, pair: StreamPair, endpoint: local_redis.Endpoint | None) -> RuntimeConfig:
     if options.ready_file is not None and not options.ready_file.absolute().parent.is_dir():
         raise Refused(f"--ready-file: there is no folder {options.ready_file.absolute().parent}: create it first")
+    if options.ready_file is not None and options.ready_file.is_dir():
+        raise Refused(f"--ready-file: {options.ready_file} is a folder: name a file in it")
     facts = await asyncio.to_thread(preflight.gather, pair, _listening(options))
     if found := preflight.problems(pair, facts):
         raise Refused(*found)

@@ -251,7 +251,7 @@ def _overlap(one: str, other: str) -> bool:
 def _resolved(host: str) -> set[str]:
     try:
         return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
+    except (OSError, UnicodeError):
         return {host}
 
 
@@ -266,6 +266,8 @@ def port_problem(option: str, address: str) -> str:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+    except UnicodeError:
+        return f"{address}: {host} is no name of a host; choose another with {option}"
     except OSError as error:
         if error.errno in (98, 48):  # EADDRINUSE on Linux and on macOS
             return f"{address} is in use{_holder(port)}: stop what listens there or choose another with {option}"

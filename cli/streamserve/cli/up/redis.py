@@ -21,6 +21,8 @@ import redis.asyncio as redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from streamserve.cli.errors import Failed, Refused
+from streamserve.runtime import redis_url
+from streamserve.runtime.errors import SetupError
 from streamserve.runtime.process import write_atomic
 
 MINIMUM: Final = (6, 2)
@@ -63,16 +65,18 @@ def embedded(run_dir: Path, port: int) -> tuple[Endpoint, str, Path]:
 
 
 def external(url: str) -> Endpoint:
-    """Raises Refused for what is no Redis URL."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+    """Raises Refused for what is no Redis URL, and for one that the router and the workers would not take."""
+    if url.partition("://")[0] not in ("redis", "rediss"):
         raise Refused("--redis: write redis://[:password@]host:port/0")
     try:
-        port = parts.port or 6379
-    except ValueError:
-        raise Refused("--redis: the port is no number between 1 and 65535") from None
+        redis_url.chosen(url, {}, "")
+    except SetupError as error:
+        raise Refused(str(error)) from None
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise Refused("--redis: write redis://[:password@]host:port/0")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return Endpoint(url, f"{host}:{port}")
+    return Endpoint(url, f"{host}:{parts.port or 6379}")
 
 
 def find_executable() -> str:

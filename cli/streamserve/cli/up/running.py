@@ -330,7 +330,8 @@ class Running:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Everything, in order; safe at any point of the start."""
-        self._forget_ready_file()
+        with contextlib.suppress(OSError):  # whatever became of its folder, the rest has to end
+            self._forget_ready_file()
         await self._tasks.stop()
         if self._view is not None:
             await self._view.close()

@@ -114,7 +114,7 @@ class AdmissionQueue:
         self.tokens += ticket.tokens
 
     def _keep_deadline(self, ticket: Ticket) -> None:
-        """Those of tickets that have gone are dropped when they come to be most: a deadline may lie half an hour off."""
+        """Those of tickets that have gone are dropped when they are most: a deadline may lie half an hour off."""
         heapq.heappush(self._deadlines, (ticket.deadline_seconds, ticket.number, ticket))
         if len(self._deadlines) > 2 * len(self._waiting) + SPARE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiting]

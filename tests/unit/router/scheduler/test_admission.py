@@ -229,7 +229,8 @@ def test_deadlines_of_who_has_gone_are_not_kept_while_a_nearer_one_waits() -> No
     """Every waiting client gives up sooner than those before it would have: nothing ever expires at the heap's top."""
     subject = queue()
     asked = [
-        ticket(number, at=number / 100, until=number / 100 + (4.0 if number % 2 else 1_800.0)) for number in range(20_000)
+        ticket(number, at=number / 100, until=number / 100 + (4.0 if number % 2 else 1_800.0))
+        for number in range(20_000)
     ]
     for before, each in pairwise(asked):
         if before is asked[0]:
