@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.support.certificates import Authority
 
-from streamserve.router.fronts.openai import server
+from streamserve.router.fronts.openai import connection, server
 from streamserve.router.fronts.openai.server import HttpServer
 from streamserve.runtime.tls import TlsFiles
 
@@ -92,3 +92,78 @@ async def test_a_client_that_cannot_speak_tls_1_3_is_refused(port: tuple[str, Tl
     client = Client(address, identity, identity)
     client.context.maximum_version = ssl.TLSVersion.TLSv1_2
     assert await client.ask() == b""
+
+
+SIZE = 8 << 20
+
+
+@pytest.fixture
+async def held(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HttpServer]:
+    """Answers with more than its connection takes unread."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        length = [(b"content-length", b"%d" % SIZE)]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": bytes(SIZE)})
+
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "FLUSH_SECONDS", 0.2)
+    one = HttpServer("127.0.0.1:0", app)
+    await one.start()
+    yield one
+    await one.stop(1.0)
+
+
+async def opened(held: HttpServer, said: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = held.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+    writer.write(said)
+    return reader, writer
+
+
+async def none_are_left(held: HttpServer) -> bool:
+    assert held._server is not None
+    for _ in range(300):
+        await asyncio.sleep(0.01)
+        if not held._server.server_state.connections:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/comple", b"GET / HTTP/1.1\r\nhost: x\r\nx-"])
+async def test_a_connection_whose_request_does_not_come_is_ended(held: HttpServer, said: bytes) -> None:
+    reader, writer = await opened(held, said)
+    assert await asyncio.wait_for(reader.read(), 3.0) == b""
+    assert await none_are_left(held)
+    writer.close()
+
+
+async def test_a_connection_whose_last_answer_nobody_reads_is_ended(held: HttpServer) -> None:
+    _, writer = await opened(held, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    writer.transport.pause_reading()
+    assert await none_are_left(held)
+    writer.close()
+
+
+async def test_a_slow_reader_gets_the_whole_of_a_last_answer(held: HttpServer) -> None:
+    reader, writer = await opened(held, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    began = asyncio.get_running_loop().time()
+    size = 0
+    while piece := await reader.read(1 << 18):
+        size += len(piece)
+        await asyncio.sleep(0.02)
+    assert size == SIZE
+    assert asyncio.get_running_loop().time() - began > 2 * connection.FLUSH_SECONDS
+    assert await none_are_left(held)
+    writer.close()
+
+
+async def test_a_connection_that_rests_after_an_answer_is_kept(held: HttpServer) -> None:
+    reader, writer = await opened(held, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    for _ in range(2):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        await reader.readexactly(SIZE)
+        await asyncio.sleep(2 * connection.HEAD_SECONDS)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.close()

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from streamserve.router.fronts.openai.connection import Connection
 from streamserve.runtime import logs
 from streamserve.runtime.errors import AddressInUse, SetupError
 from streamserve.runtime.grpc import split_address
@@ -31,18 +31,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The process handles its signals itself."""
         yield
-
-
-class _Protocol(HttpToolsProtocol):
-    """Tells the application which certificate the client showed."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        tls = self.transport.get_extra_info("ssl_object")
-        if tls is not None:
-            shown = tls.getpeercert(binary_form=True)
-            chain = [ssl.DER_cert_to_PEM_cert(shown)] if shown else []
-            self.scope["extensions"] = {"tls": {"client_cert_chain": chain}}
 
 
 class HttpServer:
@@ -70,7 +58,7 @@ class HttpServer:
         identity = None if self._tls is None else _Identity(self._tls)
         config = uvicorn.Config(
             self._app,
-            http=_Protocol,
+            http=Connection,
             log_config=None,
             access_log=False,
             lifespan="off",
