@@ -95,7 +95,8 @@ def _inputs(name: str, candidate: Candidate) -> dict[str, str]:
 
 
 def terms(candidate: Candidate) -> list[tuple[str, float, str]]:
-    """(name, value, unit) of each term of the cost, then of what the terms stand on."""
+    """(name, value, unit) of each term of the cost, what a weight other than 100 % makes of it, then of what the terms
+    stand on."""
     prefill, decode = candidate.prefill, candidate.decode
     shown: list[tuple[str, float, str]] = [
         ("prefill", prefill.seconds if prefill else 0.0, "s"),
@@ -104,8 +105,14 @@ def terms(candidate: Candidate) -> list[tuple[str, float, str]]:
         ("decode_step", candidate.decode_step_seconds, "s"),
         ("kv_pressure", decode.pressure_seconds if decode else 0.0, "s"),
         ("slo", candidate.slo_seconds, "s"),
-        ("predicted_ttft", candidate.ttft_seconds, "s"),
     ]
+    plain = {name: seconds for name, seconds, _ in shown}
+    shown += [
+        (f"weighted_{name}", seconds, "s")
+        for name, seconds in candidate.weighted
+        if not math.isclose(seconds, plain[name])
+    ]
+    shown.append(("predicted_ttft", candidate.ttft_seconds, "s"))
     if prefill is not None:
         shown += _prefill_inputs(prefill)
     if decode is not None:

@@ -24,13 +24,27 @@ def decided() -> Decision:
     return pick(prompt(200, workload="code"), view, settings(), Random(1))
 
 
+COST = ("prefill", "transfer", "decode_wait", "decode_step", "kv_pressure", "slo")
+
+
 def test_the_weighted_terms_add_up_to_the_cost() -> None:
     for candidate in explained(decided()).candidates:
         terms = {term.name: term.value for term in candidate.terms}
-        cost = ("prefill", "transfer", "decode_wait", "decode_step", "kv_pressure", "slo")
-        assert math.isclose(sum(terms[name] for name in cost), candidate.cost_seconds)
+        assert math.isclose(sum(terms[name] for name in COST), candidate.cost_seconds)
         ttft = terms["prefill"] + terms["transfer"] + terms["decode_wait"]
         assert math.isclose(ttft, terms["predicted_ttft"])
+
+
+def test_a_term_that_counts_more_or_less_than_it_takes_is_shown_as_it_counts() -> None:
+    view = fleet(lane("a").queued(tokens=3_000), lane("b").queued(tokens=4_000))
+    weights = RoutingWeights(prefill_queue=300, transfer=0)
+    for candidate in explained(pick(prompt(200), view, settings(weights_percent=weights), Random(1))).candidates:
+        terms = {term.name: term.value for term in candidate.terms}
+        assert terms["weighted_prefill"] == pytest.approx(3 * terms["prefill"])
+        assert (terms["transfer"] > 0, terms["weighted_transfer"]) == (True, 0)
+        assert [name for name in terms if name.startswith("weighted_")] == ["weighted_prefill", "weighted_transfer"]
+        counted = [terms.get(f"weighted_{name}", terms[name]) for name in COST]
+        assert math.isclose(sum(counted), candidate.cost_seconds)
 
 
 def test_the_inputs_are_shown_with_their_units_and_ages() -> None:

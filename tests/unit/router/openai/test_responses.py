@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from streamserve.contract.errors import InvalidRequest
+from streamserve.router.fronts.openai import responses
 from streamserve.router.fronts.openai.responses import Answer
 from streamserve.v1 import common_pb2, inference_pb2
 
@@ -34,3 +36,15 @@ def test_a_token_is_named_by_its_text_or_else_by_its_id(text: str | None) -> Non
         "top_logprobs": [{names[1]: -9999.0}],
         "text_offset": [0],
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        *(("prompt.chat", "messages"), ("prompt.token_ids", "prompt"), ("prompt", "prompt")),
+        *(("sampling.top_p", "top_p"), ("model", "model"), (None, None)),
+    ],
+)
+def test_a_refusal_names_the_parameter_as_the_client_wrote_it(field: str | None, param: str | None) -> None:
+    body = json.loads(responses.error_body(InvalidRequest("no", field=field)))
+    assert body["error"]["param"] == param

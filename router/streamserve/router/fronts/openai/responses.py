@@ -137,9 +137,17 @@ def usage(counted: common_pb2.Usage | None) -> dict[str, Any]:
 def error_body(error: StreamServeError, status: int | None = None) -> bytes:
     status = status or http_status(error)
     kind = _KINDS.get(status, "invalid_request_error" if status < 499 else "server_error")
-    param = error.field.removeprefix("sampling.") if error.field else None
-    body = {"message": error.message, "type": kind, "param": param, "code": error.reason.lower()}
+    body = {"message": error.message, "type": kind, "param": _param(error.field), "code": error.reason.lower()}
     return _json({"error": body})
+
+
+def _param(field: str | None) -> str | None:
+    """A field of GenerateRequest by the name that it has here."""
+    if field == "prompt.chat":
+        return "messages"
+    if field is None:
+        return None
+    return "prompt" if field.startswith("prompt.") else field.removeprefix("sampling.")
 
 
 def error_event(error: StreamServeError) -> bytes:
