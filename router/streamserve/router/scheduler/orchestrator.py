@@ -535,9 +535,13 @@ class _Run:
         return Watchdog(self._request.deadline_seconds, self._no_room_until)
 
     def _no_room_until(self) -> float:
-        tokens = self._request.prompt_tokens + self._session.tokens_sent
-        streamed_at = self._owner.streamed_at(self.waits_for)
-        return self._owner.fleet.no_room_until(self.waits_for, tokens, streamed_at=streamed_at)
+        sent = self._session.tokens_sent
+        return self._owner.fleet.no_room_until(
+            self.waits_for,
+            self._request.prompt_tokens + sent,
+            begun=sent > 0,
+            streamed_at=lambda: self._owner.streamed_at(self.waits_for),
+        )
 
     def _left(self) -> float:
         return max(0.001, self._request.deadline_seconds - self._owner.clock() - DEADLINE_MARGIN_SECONDS)

@@ -14,7 +14,9 @@ import math
 from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+LOOK_AGAIN_SECONDS: Final = 1.0
 
 
 class Cause(Enum):
@@ -42,6 +44,7 @@ class Watchdog:
         "_cause",
         "_deadline",
         "_excused_at",
+        "_excused_to",
         "_expired",
         "_handle",
         "_limit",
@@ -52,6 +55,7 @@ class Watchdog:
 
     def __init__(self, deadline_seconds: float, excused_at: Callable[[], float] = lambda: -math.inf) -> None:
         self._excused_at = excused_at
+        self._excused_to = -math.inf
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline_seconds
         self._limit = deadline_seconds
@@ -98,10 +102,13 @@ class Watchdog:
 
     def _look(self) -> None:
         now = self._loop.time()
-        if self._cause is Cause.STALL and self._limit <= now < self._deadline:
-            self._excuse()
+        excused = self._since == self._excused_to
+        if self._cause is Cause.STALL and (self._limit <= now or excused) and now < self._deadline:
+            excused = self._excuse() or excused
         if now < min(self._limit, self._deadline):
-            self._handle = self._loop.call_at(min(self._limit, self._deadline), self._look)
+            # An excuse is seen only while it holds, so one who had one is looked at more often.
+            at = min(self._limit, self._deadline, now + LOOK_AGAIN_SECONDS if excused else math.inf)
+            self._handle = self._loop.call_at(at, self._look)
             return
         self._handle = None
         cause = Cause.DEADLINE if now >= self._deadline else self._cause
@@ -109,8 +116,11 @@ class Watchdog:
         assert self._task is not None
         self._task.cancel()
 
-    def _excuse(self) -> None:
-        """Let the wait count from the worker's last excuse on."""
-        if (excused_at := self._excused_at()) > self._since:
-            self._limit += excused_at - self._since
-            self._since = excused_at
+    def _excuse(self) -> bool:
+        """Let the wait count from the worker's last excuse on, if it has had one since."""
+        excused_at = self._excused_at()
+        if excused_at <= self._since:
+            return False
+        self._limit += excused_at - self._since
+        self._since = self._excused_to = excused_at
+        return True

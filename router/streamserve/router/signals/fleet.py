@@ -173,13 +173,13 @@ class Fleet:
         """The connection to the worker's current start. Raises WorkerLost when it is gone."""
         return self._worker(worker_id).client()
 
-    def no_room_until(self, worker_id: str, tokens: int, *, streamed_at: float) -> float:
+    def no_room_until(self, worker_id: str, tokens: int, *, begun: bool, streamed_at: Callable[[], float]) -> float:
         """The last moment at which this worker's engine worked and had no room for a request of `tokens`, as far as is
-        known; `streamed_at`: when an answer from it went on last. -inf where there was no such moment."""
+        known; see occupancy.py."""
         worker = self._workers.get(worker_id)
         if worker is None:
             return NEVER
-        return worker.no_room_until(tokens, streamed_at=streamed_at, now_seconds=self._clock())
+        return worker.no_room_until(tokens, begun=begun, streamed_at=streamed_at, now_seconds=self._clock())
 
     async def wait_change(self, timeout_seconds: float) -> bool:
         """True when something that a decision stands on changed, False after the timeout."""

@@ -13,12 +13,15 @@ The epoch and acknowledgements of signals are the worker process' own, and go on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Final
 
 from streamserve.contract.signals import Role, WorkerSignals
 from streamserve.router.flowguard.view import NEVER, KvGeometry
 
+# The figures of an engine that works change with nearly every value that it publishes.
+MOVES_SECONDS: Final = 1.0
 _MOVED_BY_STEPS: Final = attrgetter(
     "running_requests",
     "waiting_prompt_tokens",
@@ -48,12 +51,24 @@ class Occupancy:
             self._taken_at = now
 
     def no_room_until(
-        self, signals: WorkerSignals | None, kv: KvGeometry | None, tokens: int, *, streamed_at: float, now: float
+        self,
+        signals: WorkerSignals | None,
+        kv: KvGeometry | None,
+        tokens: int,
+        *,
+        begun: bool,
+        streamed_at: Callable[[], float],
+        now: float,
     ) -> float:
-        """The last moment at which the engine worked and had no room for a request of `tokens`; `streamed_at` is when
-        an answer of it went on last. -inf where there was none."""
+        """The last moment at which the engine worked and had no room for a request of `tokens`. One that has `begun`
+        has a place, and can lack KV blocks alone. `streamed_at` finds out when an answer of it went on last, for an
+        engine whose figures say less. -inf where there was no such moment."""
         short = signals is not None and kv is not None and _kv_short(signals, kv.blocks(tokens))
-        return min(now if short else self._taken_at, max(self._moved_at, streamed_at))
+        full_at = now if short else NEVER if begun else self._taken_at
+        worked_at = self._moved_at
+        if worked_at < full_at - MOVES_SECONDS:
+            worked_at = max(worked_at, streamed_at())
+        return min(full_at, worked_at)
 
 
 def _places_taken(signals: WorkerSignals) -> bool:

@@ -151,10 +151,10 @@ class TrackedWorker:
         self._view = None
         return self.offered(state.signals, now_seconds) if state.signals else Offer.OLD
 
-    def no_room_until(self, tokens: int, *, streamed_at: float, now_seconds: float) -> float:
+    def no_room_until(self, tokens: int, *, begun: bool, streamed_at: Callable[[], float], now_seconds: float) -> float:
         """Until when a request of `tokens` may have had to wait in its engine; see occupancy.py."""
         return self._occupancy.no_room_until(
-            self.latest.signals, self.kv, tokens, streamed_at=streamed_at, now=now_seconds
+            self.latest.signals, self.kv, tokens, begun=begun, streamed_at=streamed_at, now=now_seconds
         )
 
     # How it answers

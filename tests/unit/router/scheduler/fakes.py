@@ -148,7 +148,7 @@ class FakeFleet:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     no_room: Callable[[str], float] = lambda worker: -math.inf
 
-    def no_room_until(self, worker_id: str, tokens: int, *, streamed_at: float) -> float:
+    def no_room_until(self, worker_id: str, tokens: int, *, begun: bool, streamed_at: Callable[[], float]) -> float:
         return self.no_room(worker_id)
 
     def view(self) -> FleetView:

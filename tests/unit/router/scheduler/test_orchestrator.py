@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -28,7 +29,7 @@ from streamserve.contract.signals import Ack, Role, WorkerSignals
 from streamserve.router.flowguard.decision import Decision
 from streamserve.router.flowguard.pick import pick
 from streamserve.router.flowguard.view import Health, LaneState
-from streamserve.router.scheduler import dispatch, orchestrator
+from streamserve.router.scheduler import dispatch, orchestrator, watchdog
 from streamserve.router.scheduler.admission import JITTER, UNKNOWN_RETRY_SECONDS, Ticket
 from streamserve.router.scheduler.orchestrator import ClientLeft
 from streamserve.router.signals.bookings import Booking, Ledger
@@ -203,6 +204,22 @@ async def test_a_worker_that_has_room_again_and_says_nothing_counts_as_lost() ->
             await stage.serve()
     assert time.monotonic() - began > 0.35
     assert ("a-d0", "WORKER_STALLED") in fleet.results
+
+
+async def test_the_end_of_an_excuse_is_seen_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills a worker may be over by the next time at which a limit would have passed."""
+    monkeypatch.setattr(watchdog, "LOOK_AGAIN_SECONDS", 0.02)
+    began = time.monotonic()
+
+    def no_room(_: str) -> float:
+        now = time.monotonic()
+        return now if now < began + 0.55 else -math.inf
+
+    fleet = FakeFleet([lane("a")], decode=lambda _: [HANG], no_room=no_room)
+    async with Stage(fleet, stall_seconds=0.3) as stage:
+        with pytest.raises(StreamServeError):
+            await stage.serve()
+    assert time.monotonic() - began > 0.7
 
 
 async def test_a_worker_that_cancels_by_itself_is_lost_and_not_the_clients_will() -> None:

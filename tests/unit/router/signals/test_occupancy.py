@@ -46,7 +46,7 @@ def test_there_is_no_room_where(role: Role, changes: dict[str, Any], full: bool)
     signals = replace(FULL, role=role, **changes)
     occupancy = Occupancy()
     occupancy.saw(signals, 5.0)
-    until = occupancy.no_room_until(signals, KV, 32, streamed_at=6.0, now=7.0)
+    until = occupancy.no_room_until(signals, KV, 32, begun=False, streamed_at=lambda: 6.0, now=7.0)
     assert (until > NEVER) is full
 
 
@@ -55,7 +55,7 @@ def test_it_works_as_long_as_its_steps_move_a_figure() -> None:
     for second in range(10):
         signals = replace(FULL, epoch=second, accepted_tokens=10 * min(second, 4), drafted_tokens=10 * min(second, 4))
         occupancy.saw(signals, float(second))
-    assert occupancy.no_room_until(signals, KV, 32, streamed_at=NEVER, now=9.0) == 4.0
+    assert occupancy.no_room_until(signals, KV, 32, begun=False, streamed_at=lambda: NEVER, now=9.0) == 4.0
 
 
 def test_what_a_process_says_while_its_engine_hangs_is_no_work() -> None:
@@ -74,14 +74,14 @@ def test_what_a_process_says_while_its_engine_hangs_is_no_work() -> None:
             ),
             float(second),
         )
-    assert occupancy.no_room_until(FULL, KV, 32, streamed_at=NEVER, now=6.0) == 1.0
+    assert occupancy.no_room_until(FULL, KV, 32, begun=False, streamed_at=lambda: NEVER, now=6.0) == 1.0
 
 
 def test_answers_that_go_on_show_that_it_works_where_no_figure_moves() -> None:
     occupancy = Occupancy()
     for second in range(10):
         occupancy.saw(replace(FULL, epoch=second), float(second))
-    assert occupancy.no_room_until(FULL, KV, 32, streamed_at=8.5, now=9.5) == 8.5
+    assert occupancy.no_room_until(FULL, KV, 32, begun=False, streamed_at=lambda: 8.5, now=9.5) == 8.5
 
 
 def test_once_there_is_room_the_time_without_it_is_over() -> None:
@@ -89,10 +89,17 @@ def test_once_there_is_room_the_time_without_it_is_over() -> None:
     occupancy.saw(FULL, 1.0)
     free = replace(FULL, running_requests=3, drafted_tokens=5)
     occupancy.saw(free, 2.0)
-    assert occupancy.no_room_until(free, KV, 32, streamed_at=3.0, now=3.0) == 1.0
+    assert occupancy.no_room_until(free, KV, 32, begun=False, streamed_at=lambda: 3.0, now=3.0) == 1.0
     # A prompt that does not fit into what is left of the KV cache waits on.
-    assert occupancy.no_room_until(free, KV, 16 * 51, streamed_at=3.0, now=3.5) == 3.0
+    assert occupancy.no_room_until(free, KV, 16 * 51, begun=False, streamed_at=lambda: 3.0, now=3.5) == 3.0
+
+
+def test_a_request_that_has_begun_waits_for_kv_blocks_alone() -> None:
+    occupancy = Occupancy()
+    occupancy.saw(FULL, 1.0)
+    assert occupancy.no_room_until(FULL, KV, 32, begun=True, streamed_at=lambda: 1.5, now=2.0) == NEVER
+    assert occupancy.no_room_until(FULL, KV, 16 * 51, begun=True, streamed_at=lambda: 1.5, now=2.5) == 1.5
 
 
 def test_of_a_worker_that_has_said_nothing_nothing_is_known() -> None:
-    assert Occupancy().no_room_until(None, None, 32, streamed_at=5.0, now=5.0) == NEVER
+    assert Occupancy().no_room_until(None, None, 32, begun=False, streamed_at=lambda: 5.0, now=5.0) == NEVER
