@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=20.0,
         metavar="S",
-        help="a worker that is silent for so many seconds counts as lost (default 20)",
+        help="a worker that is silent for so many seconds counts as lost, unless it is full and works (default 20)",
     )
     limits.add_argument(
         "--slow-consumer-seconds",
