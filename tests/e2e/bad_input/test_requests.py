@@ -61,13 +61,13 @@ def sampling(says: str, name: str, value: Any) -> Case:
 CHAT = "/v1/chat/completions"
 CASES: dict[str, Case] = {
     "an empty text": Case(
-        grpc=request(""), openai=body(prompt=""), field="prompt.text", param="prompt.text", says=("empty", "send")
+        grpc=request(""), openai=body(prompt=""), field="prompt.text", param="prompt", says=("empty", "send")
     ),
     "an empty list of token ids": Case(
         grpc=request([]),
         openai=body(prompt=[]),
         field="prompt.token_ids",
-        param="prompt.token_ids",
+        param="prompt",
         says=("empty", "send"),
     ),
     "no prompt at all": Case(
@@ -78,7 +78,7 @@ CASES: dict[str, Case] = {
         openai={"messages": [{"role": "user", "content": ""}]},
         path=CHAT,
         field="prompt.chat",
-        param="prompt.chat",
+        param="messages",
         says=("empty", "send"),
     ),
     "a role that nobody knows": Case(
@@ -86,14 +86,14 @@ CASES: dict[str, Case] = {
         openai={"messages": [{"role": "wizard", "content": "hello"}]},
         path=CHAT,
         field="prompt.chat",
-        param="prompt.chat",
+        param="messages",
         says=("role 'wizard' is not known", "use one of system"),
     ),
     "a token id outside the vocabulary": Case(
         grpc=request([1, 2, 4_096], max_tokens=4),
         openai=body(prompt=[1, 2, 4_096]),
         field="prompt.token_ids",
-        param="prompt.token_ids",
+        param="prompt",
         says=("token id 4096 is outside the vocabulary", "use ids from 0 to 4095"),
     ),
     "a prompt of token ids over the limit": Case(

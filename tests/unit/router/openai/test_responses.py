@@ -41,7 +41,7 @@ def test_a_token_is_named_by_its_text_or_else_by_its_id(text: str | None) -> Non
 @pytest.mark.parametrize(
     ("field", "param"),
     [
-        *(("prompt.chat", "messages"), ("prompt.token_ids", "prompt"), ("prompt", "prompt")),
+        *(("prompt.chat", "messages"), ("prompt.token_ids", "prompt"), ("prompt", "prompt"), ("prompt.1", "prompt.1")),
         *(("sampling.top_p", "top_p"), ("model", "model"), (None, None)),
     ],
 )

@@ -141,13 +141,12 @@ def error_body(error: StreamServeError, status: int | None = None) -> bytes:
     return _json({"error": body})
 
 
+_OURS: Final = {"prompt.text": "prompt", "prompt.token_ids": "prompt", "prompt.chat": "messages"}
+
+
 def _param(field: str | None) -> str | None:
-    """A field of GenerateRequest by the name that it has here."""
-    if field == "prompt.chat":
-        return "messages"
-    if field is None:
-        return None
-    return "prompt" if field.startswith("prompt.") else field.removeprefix("sampling.")
+    """A field of GenerateRequest by the name that it has here; what the client wrote stays as it is."""
+    return None if field is None else _OURS.get(field, field.removeprefix("sampling."))
 
 
 def error_event(error: StreamServeError) -> bytes:
